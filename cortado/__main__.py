@@ -1,0 +1,5 @@
+"""``python -m cortado``: the command line."""
+
+from cortado.tools.cli import main
+
+main()

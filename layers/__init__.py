@@ -1,0 +1,1 @@
+"""The layers: one file each, its CUDA text beside it."""

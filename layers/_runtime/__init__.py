@@ -1,0 +1,1 @@
+"""What the layers share: the layer's base class and registry, parameters, checks, dispatch."""

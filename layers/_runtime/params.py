@@ -1,0 +1,38 @@
+"""Declaring a layer's parameters: fields of a frozen dataclass with unit, range and meaning.
+
+The spec's ``<type>_param`` block binds to the layer's ``Params`` by these declarations alone
+(:mod:`cortado.prototxt_like.bind` reads the metadata); nothing else describes a layer's schema.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+
+def param(
+    default: Any = dataclasses.MISSING,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    unit: str = "",
+    doc: str = "",
+    aliases: tuple[str, ...] = (),
+    factory: Callable[[], Any] | None = None,
+) -> Any:
+    """A field of ``Params``. Without ``default`` or ``factory`` the spec must give it.
+
+    ``low`` and ``high`` are inclusive bounds (of each element of a repeated field), ``above`` an
+    exclusive lower one; ``aliases`` are other spellings a spec may use.
+    """
+    metadata = {"low": low, "high": high, "above": above, "unit": unit, "doc": doc, "aliases": aliases}
+    if factory is not None:
+        return dataclasses.field(default_factory=factory, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class NoParams:
+    """The parameters of a layer that has none."""

@@ -1,0 +1,114 @@
+"""Layer types by name. A type is found because its file lies in ``layers/``: no list to edit."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from .layer import Layer
+
+L = TypeVar("L", bound=type[Layer])
+Count = int | tuple[int, int | None]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A registered type: its layer class and how many bottoms and tops it takes (None: any)."""
+
+    type: str
+    layer: type[Layer]
+    bottoms: tuple[int, int | None]
+    tops: tuple[int, int | None]
+    place: str
+
+
+class RegistryError(LookupError):
+    """Two layers of one type, or a layer file that cannot be imported."""
+
+
+_entries: dict[str, Entry] = {}
+_scanned = False
+
+
+def register(
+    type: str, *, aliases: tuple[str, ...] = (), bottoms: Count = 1, tops: Count = 1
+) -> Callable[[L], L]:
+    """Make a :class:`Layer` known by its type name and aliases.
+
+    ``bottoms`` and ``tops`` are a count or an inclusive range, ``(1, None)`` for one or more.
+    """
+
+    def decorate(layer: L) -> L:
+        place = f"{inspect.getsourcefile(layer)}:{inspect.getsourcelines(layer)[1]}"
+        entry = Entry(type, layer, _range(bottoms), _range(tops), place)
+        for name in (type, *aliases):
+            known = _entries.get(name)
+            if known and known.place != place:
+                raise RegistryError(f'layer type "{name}" is defined twice: {known.place} and {place}')
+            _entries[name] = entry
+        layer.type = type
+        return layer
+
+    return decorate
+
+
+def _range(count: Count) -> tuple[int, int | None]:
+    return (count, count) if isinstance(count, int) else count
+
+
+def find(type: str) -> Entry | None:
+    """The entry of a type name or alias, or None."""
+    scan()
+    return _entries.get(type)
+
+
+def types() -> list[str]:
+    """Every known type name and alias, sorted."""
+    scan()
+    return sorted(_entries)
+
+
+def entries() -> Iterator[Entry]:
+    """Every registered layer once, by type name."""
+    scan()
+    return iter(sorted(set(_entries.values()), key=lambda entry: entry.type))
+
+
+def scan() -> None:
+    """Import every layer file of the package, once."""
+    global _scanned
+    if _scanned:
+        return
+    import cortado.layers as package
+
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        if any(part.startswith("_") for part in module.name.split(".")[2:]):
+            continue
+        try:
+            importlib.import_module(module.name)
+        except ImportError as error:
+            raise RegistryError(f"layer file {module.name} cannot be imported: {error}") from error
+    _scanned = True
+
+
+def load_plugin(path: str | Path) -> None:
+    """Import a user's own file of layers; raises :class:`RegistryError` if that fails."""
+    path = Path(path)
+    name = f"cortado_plugin_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None or not path.exists():
+        raise RegistryError(f"no plugin file {path}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise RegistryError(f"plugin {path} cannot be imported: {error}") from error

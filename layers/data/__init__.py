@@ -1,0 +1,1 @@
+"""Data layers: image pairs with correspondences, and the readers of the data sets."""

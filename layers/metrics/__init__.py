@@ -1,0 +1,1 @@
+"""Metrics as layers, as Caffe's Accuracy is one."""

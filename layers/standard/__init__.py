@@ -1,0 +1,1 @@
+"""Caffe's own layers on torch's functions, with Caffe's exact semantics."""

@@ -1,0 +1,1 @@
+"""What assembles: graphs, Siamese twins, nets, weights, solvers."""

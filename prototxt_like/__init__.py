@@ -1,0 +1,1 @@
+"""The language: prototxt and YAML text to one message tree, with a position on every node."""

@@ -1,0 +1,77 @@
+"""One tree for both notations: a message is an ordered list of fields, keys may repeat.
+
+``Message`` knows no schema: it is what prototxt text or YAML says, with a span on every node.
+:mod:`cortado.prototxt_like.bind` gives it types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from .source import Span
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """A leaf as it was written. ``quoted`` tells ``"64"`` from ``64``; its type is the reader's."""
+
+    text: str
+    span: Span
+    quoted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One ``name: value`` of a message; ``span`` is the name's place."""
+
+    name: str
+    value: Scalar | Message
+    span: Span
+
+
+@dataclass(slots=True)
+class Message:
+    """An ordered multimap of fields.
+
+    A YAML list under a key, and a prototxt field that repeats, both become one Field an element.
+    """
+
+    span: Span
+    fields: list[Field] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Field]:
+        return iter(self.fields)
+
+    def __contains__(self, name: str) -> bool:
+        return any(f.name == name for f in self.fields)
+
+    def all(self, name: str) -> list[Field]:
+        """Every field of this name, in order."""
+        return [f for f in self.fields if f.name == name]
+
+    def get(self, name: str) -> Field | None:
+        """The last field of this name (protobuf's rule for singular fields), or None."""
+        found = self.all(name)
+        return found[-1] if found else None
+
+    def text(self, name: str, default: str = "") -> str:
+        """The text of a scalar field, or the default."""
+        found = self.get(name)
+        return found.value.text if found and isinstance(found.value, Scalar) else default
+
+    def add(self, name: str, value: Scalar | Message | str, span: Span | None = None) -> None:
+        """Append a field; a plain string becomes a quoted scalar at the same place."""
+        where = span or self.span
+        if isinstance(value, str):
+            value = Scalar(value, where, quoted=True)
+        self.fields.append(Field(name, value, where))
+
+
+def same(a: Scalar | Message, b: Scalar | Message) -> bool:
+    """Equal trees, places aside."""
+    if isinstance(a, Scalar) or isinstance(b, Scalar):
+        return isinstance(a, Scalar) and isinstance(b, Scalar) and (a.text, a.quoted) == (b.text, b.quoted)
+    return len(a.fields) == len(b.fields) and all(
+        x.name == y.name and same(x.value, y.value) for x, y in zip(a.fields, b.fields, strict=True)
+    )

@@ -1,0 +1,185 @@
+"""Where a thing stands in a file, and errors that show the place.
+
+Every node of a message tree carries a :class:`Span`; every complaint about a spec is a
+:class:`SpecError` that prints the file, the line and the column, the line itself with a caret,
+and a hint::
+
+    ucn.yaml:41:7: error: ConvolutionalSpatialTransformer has no parameter "kernal_size"
+        kernal_size: 3
+        ^
+      did you mean "kernel_size"? accepted: kernel_size, theta_mode, type
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+MAX_BYTES = 4 * 1024 * 1024
+MAX_DEPTH = 64
+MAX_ERRORS = 20
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file's name as the user gave it, and its text."""
+
+    name: str
+    text: str
+
+    @classmethod
+    def read(cls, path: str | Path) -> Source:
+        """Read a spec file; raises :class:`SpecError` if it is missing, larger than 4 MiB,
+        empty or not UTF-8."""
+        source = cls(str(path), "")
+        nowhere = Span(source, 1, 1)
+        try:
+            with open(path, "rb") as file:
+                raw = file.read(MAX_BYTES + 1)
+        except OSError as error:
+            raise SpecError(f"cannot read the file: {error.strerror}", nowhere) from None
+        if len(raw) > MAX_BYTES:
+            raise SpecError(f"the file is larger than {MAX_BYTES // 2**20} MiB", nowhere)
+        try:
+            text = raw.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            good = raw[: error.start].decode("utf-8")
+            line, column = good.count("\n") + 1, len(good) - (good.rfind("\n") + 1) + 1
+            raise SpecError(
+                f"not UTF-8: byte 0x{raw[error.start]:02x}", Span(source, line, column)
+            ) from None
+        if not text.strip():
+            raise SpecError("the file is empty", nowhere)
+        return cls(str(path), text)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A position in a source: line and column, both 1-based."""
+
+    source: Source
+    line: int
+    column: int
+
+    @property
+    def place(self) -> str:
+        """``file:line``, as run-time errors name a layer's declaration."""
+        return f"{self.source.name}:{self.line}"
+
+    def __str__(self) -> str:
+        return f"{self.source.name}:{self.line}:{self.column}"
+
+
+class SpecError(Exception):
+    """A mistake in a spec, shown with its place.
+
+    ``errors`` holds the single complaints (itself alone, or those joined by :func:`together`).
+    """
+
+    def __init__(self, message: str, span: Span | None = None, hint: str = "") -> None:
+        self.message, self.span, self.hint = message, span, hint
+        self.errors: Sequence[SpecError] = (self,)
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        if len(self.errors) > 1:
+            return _listing(self.errors)
+        text = f"{self.span}: error: {self.message}" if self.span else f"error: {self.message}"
+        if self.span:
+            lines = self.span.source.text.splitlines()
+            if self.span.line <= len(lines):
+                text += "\n" + _caret(lines[self.span.line - 1], self.span.column)
+        return text + (f"\n  {self.hint}" if self.hint else "")
+
+
+def _caret(line: str, column: int, width: int = 100) -> str:
+    """The source line, cut around the column when it is long, with a caret below."""
+    start = max(0, column - 1 - width // 2) if len(line) > width else 0
+    shown = line[start : start + width].replace("\t", " ")
+    indent = len(shown) - len(shown.lstrip())
+    return f"    {shown.strip()}\n    {' ' * max(0, column - 1 - start - indent)}^"
+
+
+def _listing(errors: Sequence[SpecError]) -> str:
+    shown = [str(error) for error in errors[:MAX_ERRORS]]
+    if len(errors) > MAX_ERRORS:
+        shown.append(f"... and {len(errors) - MAX_ERRORS} more errors")
+    return "\n".join(shown)
+
+
+def together(errors: Iterable[SpecError]) -> SpecError:
+    """Join independent errors of one spec into one exception (in order of place)."""
+    flat = [single for error in errors for single in error.errors]
+    if len(flat) == 1:
+        return flat[0]
+    joined = SpecError(f"{len(flat)} errors", flat[0].span)
+    joined.errors = tuple(flat)
+    return joined
+
+
+class Errors:
+    """Collects independent errors so that all are shown at once.
+
+    >>> errors = Errors()
+    >>> with errors.catch():
+    ...     raise SpecError("one")
+    >>> errors.found[0].message
+    'one'
+    """
+
+    def __init__(self) -> None:
+        self.found: list[SpecError] = []
+
+    def add(self, message: str, span: Span | None = None, hint: str = "") -> None:
+        self.found.append(SpecError(message, span, hint))
+
+    def attempt(self, function: Callable[..., T], *args: object, **kwargs: object) -> T | None:
+        """Call the function; a SpecError is kept and None returned."""
+        try:
+            return function(*args, **kwargs)
+        except SpecError as error:
+            self.found.append(error)
+            return None
+
+    def catch(self) -> _Catch:
+        return _Catch(self)
+
+    def check(self) -> None:
+        """Raise what was collected, if anything."""
+        if self.found:
+            raise together(self.found)
+
+
+class _Catch:
+    def __init__(self, errors: Errors) -> None:
+        self.errors = errors
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, SpecError):
+            self.errors.found.append(error)
+            return True
+        return False
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """The known name most like this one, or "" when none is near."""
+    names = list(known)
+    folded = {other.lower(): other for other in names}
+    match = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.6)
+    return folded[match[0]] if match else ""
+
+
+def did_you_mean(name: str, known: Iterable[str], what: str = "accepted") -> str:
+    """``did you mean "x"? accepted: x, y`` for an unknown name."""
+    names = sorted(set(known))
+    near = closest(name, names)
+    listing = f"{what}: {', '.join(names)}" if names else f"{what}: none"
+    return f'did you mean "{near}"? {listing}' if near else listing
