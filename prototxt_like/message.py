@@ -71,7 +71,9 @@ class Message:
 def same(a: Scalar | Message, b: Scalar | Message) -> bool:
     """Equal trees, places aside."""
     if isinstance(a, Scalar) or isinstance(b, Scalar):
-        return isinstance(a, Scalar) and isinstance(b, Scalar) and (a.text, a.quoted) == (b.text, b.quoted)
+        return (
+            isinstance(a, Scalar) and isinstance(b, Scalar) and (a.text, a.quoted) == (b.text, b.quoted)
+        )
     return len(a.fields) == len(b.fields) and all(
         x.name == y.name and same(x.value, y.value) for x, y in zip(a.fields, b.fields, strict=True)
     )

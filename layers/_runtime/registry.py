@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -38,11 +39,18 @@ _scanned = False
 
 
 def register(
-    type: str, *, aliases: tuple[str, ...] = (), bottoms: Count = 1, tops: Count = 1
+    type: str,
+    *,
+    aliases: tuple[str, ...] = (),
+    bottoms: Count = 1,
+    tops: Count = 1,
+    block: str | None = None,
 ) -> Callable[[L], L]:
     """Make a :class:`Layer` known by its type name and aliases.
 
-    ``bottoms`` and ``tops`` are a count or an inclusive range, ``(1, None)`` for one or more.
+    ``bottoms`` and ``tops`` are a count or an inclusive range, ``(1, None)`` for one or more;
+    ``block`` names the spec's block of its parameters (default: ``inner_product_param`` for
+    ``InnerProduct``).
     """
 
     def decorate(layer: L) -> L:
@@ -53,7 +61,7 @@ def register(
             if known and known.place != place:
                 raise RegistryError(f'layer type "{name}" is defined twice: {known.place} and {place}')
             _entries[name] = entry
-        layer.type = type
+        layer.type, layer.block = type, block or f"{snake_case(type)}_param"
         return layer
 
     return decorate
@@ -61,6 +69,11 @@ def register(
 
 def _range(count: Count) -> tuple[int, int | None]:
     return (count, count) if isinstance(count, int) else count
+
+
+def snake_case(type: str) -> str:
+    """``InnerProduct`` -> ``inner_product``, ``ROIPooling`` -> ``roi_pooling``."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type).lower()
 
 
 def find(type: str) -> Entry | None:
