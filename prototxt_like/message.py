@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -34,7 +35,9 @@ class Field:
 class Message:
     """An ordered multimap of fields.
 
-    A YAML list under a key, and a prototxt field that repeats, both become one Field an element.
+    A YAML list under a key, and a prototxt field that repeats, both become one Field an element
+    (each with the place of the key; its value has the element's own). ``span`` is where the block
+    begins: its opening brace, or its first key.
     """
 
     span: Span
@@ -66,6 +69,16 @@ class Message:
         if isinstance(value, str):
             value = Scalar(value, where, quoted=True)
         self.fields.append(Field(name, value, where))
+
+
+def describe(value: Scalar | Message) -> str:
+    """What stands there, for an error to say: ``a block``, ``the string "64"``, ``64``, ``nothing``."""
+    if isinstance(value, Message):
+        return "a block"
+    shown = value.text if len(value.text) <= 40 else value.text[:39] + "…"
+    if value.quoted:
+        return f"the string {json.dumps(shown, ensure_ascii=False)}"
+    return shown or "nothing"
 
 
 def same(a: Scalar | Message, b: Scalar | Message) -> bool:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,10 +27,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file's name as the user gave it, and its text."""
+    """A file's name as the user gave it, and its text, whose lines all end in ``\\n``."""
 
     name: str
-    text: str
+    text: str = field(repr=False)
+
+    def __post_init__(self) -> None:
+        # A lone \r ends a line for YAML and not for others: with one kind of line end all count alike.
+        text = self.text.replace("\r\n", "\n").replace("\r", "\n")
+        object.__setattr__(self, "text", text)
 
     @classmethod
     def read(cls, path: str | Path) -> Source:
@@ -41,21 +46,30 @@ class Source:
         try:
             with open(path, "rb") as file:
                 raw = file.read(MAX_BYTES + 1)
-        except OSError as error:
-            raise SpecError(f"cannot read the file: {error.strerror}", nowhere) from None
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            reason = getattr(error, "strerror", None) or str(error)
+            raise SpecError(f"cannot read the file: {reason}", nowhere) from None
         if len(raw) > MAX_BYTES:
             raise SpecError(f"the file is larger than {MAX_BYTES // 2**20} MiB", nowhere)
         try:
             text = raw.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            good = raw[: error.start].decode("utf-8")
-            line, column = good.count("\n") + 1, len(good) - (good.rfind("\n") + 1) + 1
-            raise SpecError(
-                f"not UTF-8: byte 0x{raw[error.start]:02x}", Span(source, line, column)
-            ) from None
+            good = cls(str(path), error.object[: error.start].decode("utf-8"))
+            byte = error.object[error.start]
+            raise SpecError(f"not UTF-8: byte 0x{byte:02x}", good.at(len(good.text))) from None
         if not text.strip():
             raise SpecError("the file is empty", nowhere)
         return cls(str(path), text)
+
+    def at(self, offset: int) -> Span:
+        """The place of a character of ``text``, counted from 0."""
+        line = self.text.count("\n", 0, offset) + 1
+        return Span(self, line, offset - self.text.rfind("\n", 0, offset))
+
+    def line(self, number: int) -> str:
+        """A line of the text, counted from 1; "" beyond the last."""
+        lines = self.text.split("\n")
+        return lines[number - 1] if number <= len(lines) else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +104,15 @@ class SpecError(Exception):
         if len(self.errors) > 1:
             return _listing(self.errors)
         text = f"{self.span}: error: {self.message}" if self.span else f"error: {self.message}"
-        if self.span:
-            lines = self.span.source.text.splitlines()
-            if self.span.line <= len(lines):
-                text += "\n" + _caret(lines[self.span.line - 1], self.span.column)
+        if self.span and (line := self.span.source.line(self.span.line)):
+            text += "\n" + _caret(line, self.span.column)
         return text + (f"\n  {self.hint}" if self.hint else "")
 
 
 def _caret(line: str, column: int, width: int = 100) -> str:
     """The source line, cut around the column when it is long, with a caret below."""
     start = max(0, column - 1 - width // 2) if len(line) > width else 0
-    shown = line[start : start + width].replace("\t", " ")
+    shown = "".join(c if c.isprintable() else " " for c in line[start : start + width])
     indent = len(shown) - len(shown.lstrip())
     return f"    {shown.strip()}\n    {' ' * max(0, column - 1 - start - indent)}^"
 
@@ -113,13 +125,24 @@ def _listing(errors: Sequence[SpecError]) -> str:
 
 
 def together(errors: Iterable[SpecError]) -> SpecError:
-    """Join independent errors of one spec into one exception (in order of place)."""
-    flat = [single for error in errors for single in error.errors]
+    """Join independent errors of one spec into one exception, each once, in order of place.
+
+    Files stand in the order of their first error. One mistake can be met twice: what is included
+    or aliased twice is read twice.
+    """
+    singles = {(_place(single), single.message): single for error in errors for single in error.errors}
+    files = list(dict.fromkeys(place[0] for place, _ in singles))
+    flat = sorted(singles.values(), key=lambda e: (files.index(_place(e)[0]), _place(e)[1:]))
     if len(flat) == 1:
         return flat[0]
     joined = SpecError(f"{len(flat)} errors", flat[0].span)
     joined.errors = tuple(flat)
     return joined
+
+
+def _place(error: SpecError) -> tuple[str, int, int]:
+    span = error.span
+    return (span.source.name, span.line, span.column) if span else ("", 0, 0)
 
 
 class Errors:

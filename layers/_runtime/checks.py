@@ -50,3 +50,11 @@ def expect_floating(**tensors: torch.Tensor) -> None:
         if tensor.dtype != first.dtype or tensor.device != first.device:
             found = ", ".join(f"{k} {v.dtype} on {v.device}" for k, v in tensors.items())
             raise TypeError(f"expected one dtype and one device, got {found}")
+
+
+def canonical_axis(axis: int, **blob: Sequence[int]) -> int:
+    """The index of an axis of the one blob given; a negative one counts from the last."""
+    ((name, shape),) = blob.items()
+    if not -len(shape) <= axis < len(shape):
+        raise BlobError(f"{{{name}}} has no axis {axis}", **blob)
+    return axis % len(shape)

@@ -20,12 +20,12 @@ class Layer(nn.Module):
     blobs are made in ``__init__`` from the bottoms' shapes and listed, in Caffe's order, in
     ``blob_names``; fillers draw from ``generator``. ``self.training`` is Caffe's phase TRAIN.
 
-    ``type`` and ``block`` (the name of its parameters' block in a spec) are set by
+    ``type_name`` and ``block`` (the name of its parameters' block in a spec) are set by
     :func:`~.registry.register`.
     """
 
     Params: ClassVar[type] = NoParams
-    type: ClassVar[str] = ""
+    type_name: ClassVar[str] = ""
     block: ClassVar[str] = ""
     bottom_names: ClassVar[tuple[str, ...]] = ()
     is_loss: ClassVar[bool] = False

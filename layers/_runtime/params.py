@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from enum import Enum
 from typing import Any
 
 
@@ -36,3 +37,11 @@ def param(
 @dataclasses.dataclass(frozen=True)
 class NoParams:
     """The parameters of a layer that has none."""
+
+
+class Engine(Enum):
+    """Caffe's ``engine`` fields. Specs give them; every path computes the same, so all are ignored."""
+
+    DEFAULT = 0
+    CAFFE = 1
+    CUDNN = 2

@@ -23,7 +23,7 @@ Count = int | tuple[int, int | None]
 class Entry:
     """A registered type: its layer class and how many bottoms and tops it takes (None: any)."""
 
-    type: str
+    type_name: str
     layer: type[Layer]
     bottoms: tuple[int, int | None]
     tops: tuple[int, int | None]
@@ -61,7 +61,7 @@ def register(
             if known and known.place != place:
                 raise RegistryError(f'layer type "{name}" is defined twice: {known.place} and {place}')
             _entries[name] = entry
-        layer.type, layer.block = type, block or f"{snake_case(type)}_param"
+        layer.type_name, layer.block = type, block or f"{snake_case(type)}_param"
         return layer
 
     return decorate
@@ -91,7 +91,7 @@ def types() -> list[str]:
 def entries() -> Iterator[Entry]:
     """Every registered layer once, by type name."""
     scan()
-    return iter(sorted(set(_entries.values()), key=lambda entry: entry.type))
+    return iter(sorted(set(_entries.values()), key=lambda entry: entry.type_name))
 
 
 def scan() -> None:

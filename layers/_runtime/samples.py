@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 SIZES = ("small", "paper", "large")
@@ -23,3 +24,14 @@ class Sample:
     differentiable: tuple[int, ...] = (0,)
     tops: tuple[int, ...] = (0,)
     name: str = ""
+
+
+def normal(rng: np.random.Generator, shape: tuple[int, ...]) -> torch.Tensor:
+    """N(0, 1)."""
+    return torch.from_numpy(rng.standard_normal(shape))
+
+
+def distinct(rng: np.random.Generator, shape: tuple[int, ...]) -> torch.Tensor:
+    """Different values in (-1, 1), none of them 0, in random order: no ties, no sign to change."""
+    count = int(np.prod(shape))
+    return torch.from_numpy((2 * rng.permutation(count) + 1 - count + (count % 2)) / (count + 1)).view(shape)

@@ -1,0 +1,129 @@
+"""Image points and map cells: the one place that reads a map at image points.
+
+Image points are ``(x, y)`` in pixels, x right, y down, 0-based, pixel centres at integers. Cell
+``(u, v)`` (column, row) of a map with downsampling factor ``f`` lies at image point
+``(u f + offset, v f + offset)``; ``offset``, in image pixels, is 0 unless the net's own padding
+shifts its map. Points outside of the map are read at its nearest border point. A cell's index is
+``v W + u``.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .checks import BlobError
+
+
+class Interpolation(enum.Enum):
+    """How a map is read between its cells."""
+
+    NEAREST = 0
+    BILINEAR = 1
+
+
+class Corners(NamedTuple):
+    """The cells a point is read from: 4 of them (bilinear) or 1 (nearest).
+
+    ``index`` ``[N, K, P]`` int64, cells ``v W + u``; ``weight`` ``[N, K, P]``, which sum to 1.
+    """
+
+    index: Tensor
+    weight: Tensor
+
+
+def to_cells(xy: Tensor, factor: float, offset: float = 0.0) -> Tensor:
+    """Image points ``(x, y)`` -> continuous cells ``(u, v)``, unclamped; float32 or wider."""
+    return (xy.to(_wide(xy.dtype)) - offset) / factor
+
+
+def to_points(index: Tensor, width: int, factor: float, offset: float = 0.0) -> Tensor:
+    """Cell indices of any shape -> their image points ``[..., 2]`` in float64, exact for integers."""
+    cells = torch.stack((index % width, index.div(width, rounding_mode="floor")), dim=-1)
+    return cells.double() * factor + offset
+
+
+def corners(
+    xy: Tensor,
+    height: int,
+    width: int,
+    factor: float,
+    offset: float = 0.0,
+    mode: Interpolation = Interpolation.BILINEAR,
+) -> Corners:
+    """The cells of a ``height`` x ``width`` map that image points ``xy`` ``[N, P, 2]`` read."""
+    u, v = to_cells(xy, factor, offset).nan_to_num(nan=0.0).unbind(-1)
+    u, v = u.clamp(0, width - 1), v.clamp(0, height - 1)
+    if mode is Interpolation.NEAREST:
+        index = (v + 0.5).floor().long() * width + (u + 0.5).floor().long()
+        return Corners(index[:, None], torch.ones_like(u)[:, None])
+    left, top = u.floor(), v.floor()
+    right_share, lower_share = u - left, v - top
+    u0, v0 = left.long(), top.long()
+    u1, v1 = (u0 + 1).clamp(max=width - 1), (v0 + 1).clamp(max=height - 1)
+    upper, lower = v0 * width, v1 * width
+    index = torch.stack((upper + u0, upper + u1, lower + u0, lower + u1), dim=1)
+    columns = torch.stack((1 - right_share, right_share), dim=1)
+    weight = torch.cat((columns * (1 - lower_share)[:, None], columns * lower_share[:, None]), dim=1)
+    return Corners(index, weight)
+
+
+def nearest_cells(xy: Tensor, height: int, width: int, factor: float, offset: float = 0.0) -> Tensor:
+    """The index ``[N, P]`` of the cell nearest to each image point ``xy`` ``[N, P, 2]``."""
+    return corners(xy, height, width, factor, offset, Interpolation.NEAREST).index[:, 0]
+
+
+def read(feature: Tensor, at: Corners) -> Tensor:
+    """The map ``[N, C, H, W]`` at the points: ``[N, C, P]``, in float32 or wider."""
+    n, channels = feature.shape[:2]
+    k, p = at.index.shape[1:]
+    cells = feature.flatten(2)
+    values = cells.gather(2, at.index.reshape(n, 1, k * p).expand(n, channels, k * p))
+    values = values.to(_wide(feature.dtype))
+    if k == 1:
+        return values
+    values = values.reshape(n, channels, k, p).mul_(at.weight[:, None].to(values.dtype))
+    total = values[:, :, 0] + values[:, :, 1]
+    return total.add_(values[:, :, 2]).add_(values[:, :, 3])
+
+
+def scatter(top: Tensor, at: Corners, height: int, width: int) -> Tensor:
+    """The adjoint of :func:`read`: ``[N, C, P]`` -> ``[N, C, H, W]``; points of one cell add up.
+
+    In float32 or wider, and in a fixed order on every device.
+    """
+    n, channels, p = top.shape
+    k = at.index.shape[1]
+    values = top.to(_wide(top.dtype))
+    if k > 1:
+        values = values[:, :, None] * at.weight[:, None].to(values.dtype)
+    values = values.reshape(n, channels, k * p)
+    index = at.index.reshape(n, k * p)
+    cells = values.new_zeros(n, channels, height * width)
+    if top.is_cuda:  # scatter_add_ has no fixed order there; index_put_ sorts
+        image = torch.arange(n, device=top.device)[:, None].expand_as(index)
+        cells.transpose(1, 2).index_put_((image, index), values.transpose(1, 2), accumulate=True)
+    else:
+        cells.scatter_add_(2, index[:, None].expand(n, channels, k * p), values)
+    return cells.reshape(n, channels, height, width)
+
+
+def expect_finite(points: Tensor, **tables: Tensor) -> None:
+    """Raise :class:`BlobError` at the first row of ``points`` ``[N, P, ...]`` that is not finite.
+
+    The one table given by name is blamed. On CPU tensors only: a check never waits for a device.
+    """
+    if points.is_cuda or bool(points.isfinite().all()):
+        return
+    ((name, table),) = tables.items()
+    image, row = (~points.isfinite().flatten(2).all(-1)).nonzero()[0].tolist()
+    values = ", ".join(f"{value:g}" for value in points[image, row].flatten().tolist())
+    text = f"{{{name}}}: row {row} of image {image} has coordinates that are not finite: {values}"
+    raise BlobError(text, **{name: table.shape})
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32

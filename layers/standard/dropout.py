@@ -1,0 +1,49 @@
+"""Dropout: in training sets elements to 0 with probability ``dropout_ratio`` and scales the others
+by 1 / (1 - dropout_ratio); otherwise the identity.
+
+Bottom and top of any shape, the same. The mask is drawn from torch's own generator of the device
+(``torch.manual_seed``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from .._runtime.checks import Shape
+from .._runtime.layer import Layer
+from .._runtime.params import param
+from .._runtime.registry import register
+from .._runtime.samples import Sample, normal
+
+
+@dataclass(frozen=True)
+class Params:
+    """``dropout_param``."""
+
+    dropout_ratio: float = param(0.5, low=0, high=1)
+
+
+def infer(params: Params, bottom: Shape) -> tuple[Shape, ...]:
+    """The top's shape is the bottom's."""
+    return (bottom,)
+
+
+@register("Dropout")
+class Dropout(Layer):
+    """See the module's text."""
+
+    Params = Params
+    bottom_names = ("bottom",)
+    infer = staticmethod(infer)
+
+    def forward(self, bottom: Tensor) -> Tensor:
+        return F.dropout(bottom, self.params.dropout_ratio, self.training)
+
+    @staticmethod
+    def samples(size: str, rng: np.random.Generator) -> list[Sample]:
+        shape = {"small": (3, 4, 5), "paper": (64, 4096)}.get(size, (256, 9216))
+        return [Sample(Params(), (normal(rng, shape),))]

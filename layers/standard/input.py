@@ -1,0 +1,52 @@
+"""Input: blobs that the caller gives.
+
+No bottoms. Tops: one of each ``shape``; a single ``shape`` is that of every top, and without any
+a top is a scalar until it is given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from .._runtime.checks import Shape
+from .._runtime.layer import Layer
+from .._runtime.params import param
+from .._runtime.registry import register
+from .._runtime.samples import Sample
+
+
+@dataclass(frozen=True)
+class BlobShape:
+    """A ``shape`` block."""
+
+    dim: tuple[int, ...] = param((), low=0)
+
+
+@dataclass(frozen=True)
+class Params:
+    """``input_param``."""
+
+    shape: tuple[BlobShape, ...] = param(())
+
+
+def infer(params: Params) -> tuple[Shape, ...]:
+    """The tops' shapes, as many as the spec declares (one for all of several tops)."""
+    return tuple(shape.dim for shape in params.shape) or ((),)
+
+
+@register("Input", bottoms=0, tops=(1, None))
+class Input(Layer):
+    """See the module's text."""
+
+    Params = Params
+    infer = staticmethod(infer)
+
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+        return given
+
+    @staticmethod
+    def samples(size: str, rng: np.random.Generator) -> list[Sample]:
+        return [Sample(Params((BlobShape((2, 3)),)), ())]

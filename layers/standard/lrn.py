@@ -1,0 +1,147 @@
+r"""LRN: local response normalization (Krizhevsky et al. 2012, section 3.3), as Caffe computes it.
+
+    scale = k + alpha * mean(x^2 over the window),   y = x * scale^-beta
+
+The window is ``local_size`` neighbouring channels at a pixel (ACROSS_CHANNELS) or the
+``local_size`` x ``local_size`` pixels around it in its own channel (WITHIN_CHANNEL, where Caffe
+ignores ``k`` and uses 1). It counts zeros beyond the borders: the mean always divides by the
+window's full size.
+
+Bottom [N, C, H, W], top of the same shape. Half precision is summed in float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from .._runtime.checks import Shape, expect_axes
+from .._runtime.layer import Layer
+from .._runtime.params import Engine, param
+from .._runtime.registry import register
+from .._runtime.samples import Sample, normal
+
+
+class NormRegion(Enum):
+    """Where the window lies."""
+
+    ACROSS_CHANNELS = 0
+    WITHIN_CHANNEL = 1
+
+
+@dataclass(frozen=True)
+class Params:
+    """``lrn_param``."""
+
+    local_size: int = param(5, low=1, doc="channels, or pixels a side; odd")
+    alpha: float = param(1.0)
+    beta: float = param(0.75)
+    norm_region: NormRegion = param(NormRegion.ACROSS_CHANNELS)
+    k: float = param(1.0, doc="ignored (1) within a channel")
+    engine: Engine = param(Engine.DEFAULT, doc="accepted, has no effect")
+
+    def __post_init__(self) -> None:
+        if self.local_size % 2 == 0:
+            raise ValueError(f"LRN takes an odd local_size, not {self.local_size}")
+
+    @property
+    def window_axes(self) -> tuple[int, ...]:
+        return (1,) if self.norm_region is NormRegion.ACROSS_CHANNELS else (2, 3)
+
+
+def infer(params: Params, bottom: Shape) -> tuple[Shape, ...]:
+    """The top's shape; raises BlobError unless the bottom has 4 axes."""
+    expect_axes("N C H W", bottom=bottom)
+    return (bottom,)
+
+
+def window_mean(x: Tensor, params: Params) -> Tensor:
+    """The mean of the window around each element, zeros beyond the borders.
+
+    Shifted sums: several times as fast on a CPU as pooling, and symmetric, so that it is its own
+    transpose in backward.
+    """
+    for axis in params.window_axes:
+        size = x.shape[axis]
+        total = x.clone()
+        for shift in range(1, min(params.local_size // 2, size - 1) + 1):
+            length = size - shift
+            total.narrow(axis, shift, length).add_(x.narrow(axis, 0, length))
+            total.narrow(axis, 0, length).add_(x.narrow(axis, shift, length))
+        x = total
+    return x.div_(params.local_size ** len(params.window_axes))
+
+
+def inverse_power(scale: Tensor, beta: float) -> Tensor:
+    """scale^-beta; the beta of every published net, 0.75, by square roots."""
+    if beta == 0.75:
+        root = scale.rsqrt()
+        return root.sqrt().mul_(root)
+    return scale.pow(-beta)
+
+
+def forward(x: Tensor, params: Params) -> tuple[Tensor, Tensor]:
+    """y, and scale for backward."""
+    k = params.k if params.norm_region is NormRegion.ACROSS_CHANNELS else 1.0
+    scale = window_mean(x.square(), params).mul_(params.alpha).add_(k)
+    return inverse_power(scale, params.beta).mul_(x), scale
+
+
+def backward(grad: Tensor, x: Tensor, scale: Tensor, params: Params) -> Tensor:
+    """dx = dy scale^-beta - 2 alpha beta x mean(dy x scale^(-beta-1) over the window)."""
+    direct = inverse_power(scale, params.beta).mul_(grad)
+    cross = window_mean((direct * x).div_(scale), params)
+    return direct.addcmul_(cross, x, value=-2 * params.alpha * params.beta)
+
+
+class Function(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, params: Params) -> tuple[Tensor, Tensor]:
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        top, scale = forward(wide, params)
+        return top.to(x.dtype), scale
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple, output: tuple) -> None:
+        x, ctx.params = inputs
+        ctx.save_for_backward(x, output[1])
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor, _: Tensor) -> tuple[Tensor, None]:
+        x, scale = ctx.saved_tensors
+        return backward(grad.to(scale.dtype), x.to(scale.dtype), scale, ctx.params).to(x.dtype), None
+
+
+@register("LRN", bottoms=1, tops=1)
+class LRN(Layer):
+    """See the module's text."""
+
+    Params = Params
+    bottom_names = ("bottom",)
+    infer = staticmethod(infer)
+
+    def forward(self, bottom: Tensor) -> Tensor:
+        top, _ = Function.apply(bottom, self.params)
+        return top
+
+    @staticmethod
+    def samples(size: str, rng: np.random.Generator) -> list[Sample]:
+        if size != "small":  # GoogLeNet's two, at half and at full size
+            scale = 1 if size == "paper" else 2
+            shape = (2, 64, 32 * scale, 104 * scale)
+            return [Sample(Params(alpha=1e-4), (normal(rng, shape),), name="norm1")]
+        x = normal(rng, (2, 6, 5, 4))
+        return [
+            Sample(Params(alpha=0.7, k=1.5), (x,), name="across"),
+            Sample(Params(local_size=3, alpha=0.7, beta=0.6), (x,), name="across, beta 0.6"),
+            Sample(
+                Params(local_size=3, alpha=0.7, norm_region=NormRegion.WITHIN_CHANNEL), (x,), name="within"
+            ),
+        ]

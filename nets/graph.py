@@ -1,0 +1,328 @@
+"""Pure wiring: which layers a state includes, and who reads what from whom. No torch.
+
+Phases, levels and stages, in-place tops and the net's outputs follow Caffe's ``Net::Init``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from cortado.prototxt_like.bind import bind
+from cortado.prototxt_like.message import Message
+from cortado.prototxt_like.source import Errors, Span, closest, did_you_mean
+
+from .siamese import expand, texts
+
+
+class Phase(Enum):
+    TRAIN = 0
+    TEST = 1
+
+
+class ShareMode(Enum):
+    STRICT = 0
+    PERMISSIVE = 1
+
+
+@dataclass(frozen=True)
+class State:
+    """What include and exclude rules look at: the phase ("TRAIN" or "TEST"), a level, stages."""
+
+    phase: str = "TEST"
+    level: int = 0
+    stages: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.phase not in Phase.__members__:
+            raise ValueError(f'phase: expected "TRAIN" or "TEST", got "{self.phase}"')
+
+    def __str__(self) -> str:
+        level = f", level {self.level}" if self.level else ""
+        stages = f", stages {', '.join(self.stages)}" if self.stages else ""
+        return f"phase {self.phase}{level}{stages}"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An ``include`` or ``exclude`` rule: it is met where all its conditions hold."""
+
+    phase: Phase | None = None
+    min_level: int | None = None
+    max_level: int | None = None
+    stage: tuple[str, ...] = ()
+    not_stage: tuple[str, ...] = ()
+
+    def met(self, state: State) -> bool:
+        return (
+            (self.phase is None or self.phase.name == state.phase)
+            and (self.min_level is None or state.level >= self.min_level)
+            and (self.max_level is None or state.level <= self.max_level)
+            and set(self.stage) <= set(state.stages)
+            and not set(self.not_stage) & set(state.stages)
+        )
+
+
+@dataclass(frozen=True)
+class ParamSpec:
+    """A ``param`` block: name to share by, learning rate and decay multipliers (1 unless given)."""
+
+    name: str = ""
+    share_mode: ShareMode = ShareMode.STRICT
+    lr_mult: float | None = None
+    decay_mult: float | None = None
+
+
+@dataclass(frozen=True)
+class LayerFields:
+    """The fields every layer has; those ending in ``_param`` belong to its type."""
+
+    name: str
+    type: str
+    bottom: tuple[str, ...] = ()
+    top: tuple[str, ...] = ()
+    param: tuple[ParamSpec, ...] = ()
+    loss_weight: tuple[float, ...] = ()
+    propagate_down: tuple[bool, ...] = ()
+    include: tuple[Rule, ...] = ()
+    exclude: tuple[Rule, ...] = ()
+    phase: Phase | None = None
+    twin_of: str = ""
+
+    def included(self, state: State) -> bool:
+        if self.include:
+            return any(rule.met(state) for rule in self.include)
+        return not any(rule.met(state) for rule in self.exclude)
+
+
+@dataclass(frozen=True)
+class StateFields:
+    """The spec's own ``state``: its stages are added to those asked for."""
+
+    phase: Phase | None = None
+    level: int = 0
+    stage: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class MatchParams:
+    """What the net gives to matching: its image inputs, their feature maps, and the maps' geometry.
+
+    A feature cell (u, v) stands for the image point
+    (u * downsampling_factor + coordinate_offset, v * downsampling_factor + coordinate_offset).
+    """
+
+    image: tuple[str, ...] = ("image1", "image2")
+    feature: tuple[str, ...] = ("feature1", "feature2")
+    downsampling_factor: float = dataclasses.field(
+        default=4.0, metadata={"above": 0, "aliases": ("down_sampling_factor",)}
+    )
+    coordinate_offset: float = 0.0
+
+
+@dataclass(frozen=True)
+class NetFields:
+    """A net's fields beside its layers."""
+
+    name: str = ""
+    force_backward: bool = False
+    debug_info: bool = False
+    state: StateFields = StateFields()
+    match_param: MatchParams | None = None
+
+
+@dataclass(frozen=True)
+class Node:
+    """A layer of the graph, its names bound and its place known."""
+
+    name: str
+    type: str
+    message: Message
+    bottoms: tuple[str, ...]
+    tops: tuple[str, ...]
+    span: Span
+    param_specs: tuple[ParamSpec, ...] = ()
+    loss_weights: tuple[float, ...] = ()
+    propagate_down: tuple[bool, ...] = ()
+    twin_of: str = ""
+
+    def in_place(self, top: int) -> bool:
+        """Whether this top has the name of the bottom at its index."""
+        return top < len(self.bottoms) and self.tops[top] == self.bottoms[top]
+
+    def where(self, field: str, index: int = 0) -> Span:
+        """The place of the layer's ``index``-th ``bottom``, ``top``, ``param``, ..."""
+        found = self.message.all(field)
+        return found[index].value.span if index < len(found) else self.span
+
+    def __str__(self) -> str:
+        return f'layer "{self.name}"'
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A net's layers in order, as one state includes them. ``outputs`` are sorted by name."""
+
+    name: str
+    state: State
+    nodes: tuple[Node, ...]
+    outputs: tuple[str, ...]
+    force_backward: bool
+    match: MatchParams | None
+    message: Message
+    """The spec with its Siamese trunks expanded."""
+
+
+def graph(message: Message, state: State | None = None, errors: Errors | None = None) -> Graph:
+    """Wire a net's message for a state (default: phase TEST).
+
+    Raises :class:`SpecError` with every independent mistake (fields, rules, bottoms that nothing
+    produces, tops produced twice), or adds them to ``errors`` and gives what could be read.
+    """
+    found = errors or Errors()
+    before = len(found.found)
+    expanded = expand(message, found)
+    trunks_broken = len(found.found) > before
+    net = _net_fields(expanded, found)
+    state = _joined(state or State(), net.state)
+    included, excluded, broken = _nodes(expanded, state, found)
+    outputs = _wire(included, excluded, broken, state, Errors() if trunks_broken else found)
+    if errors is None:
+        found.check()
+    return Graph(
+        net.name, state, tuple(included), outputs, net.force_backward, net.match_param, expanded
+    )
+
+
+def _net_fields(message: Message, errors: Errors) -> NetFields:
+    known = {"layer", *(field.name for field in dataclasses.fields(NetFields))}
+    for field in message:
+        if field.name not in known:
+            errors.add(
+                f'a net has no field "{field.name}"', field.span, did_you_mean(field.name, known)
+            )
+    if "layer" not in message and not errors.found:
+        errors.add('a net needs at least one "layer"', message.span)
+    readable = Message(message.span, [f for f in message if f.name in known - {"layer"}])
+    net = errors.attempt(bind, NetFields, readable, what="a net") or NetFields()
+    if net.match_param and (len(net.match_param.image), len(net.match_param.feature)) != (2, 2):
+        block = message.all("match_param")[-1]
+        errors.add("match_param names two image blobs and two feature blobs", block.span)
+    return net
+
+
+def _joined(state: State, spec: StateFields) -> State:
+    stages = dict.fromkeys((*spec.stage, *state.stages))
+    return dataclasses.replace(state, stages=tuple(stages))
+
+
+def _nodes(message: Message, state: State, errors: Errors) -> tuple[list[Node], list[Node], set[str]]:
+    """The layers included, those excluded, and the tops of layers that could not be read."""
+    included: list[Node] = []
+    excluded: list[Node] = []
+    broken: set[str] = set()
+    for field in message.all("layer"):
+        if not isinstance(field.value, Message):
+            errors.add("a layer is a block of fields", field.span)
+            continue
+        layer = field.value
+        fields: Any = errors.attempt(bind, LayerFields, layer, what="a layer", ignore=_of_its_type)
+        if fields is None:
+            broken.update(top.text for top in texts(layer, "top"))
+            continue
+        if fields.include and fields.exclude:
+            errors.add(f'layer "{fields.name}" has both include and exclude rules', layer.span)
+        (included if fields.included(state) else excluded).append(_node(fields, layer))
+    return included, excluded, broken
+
+
+def _of_its_type(field: str) -> bool:
+    return field.endswith("_param")
+
+
+def _node(fields: LayerFields, message: Message) -> Node:
+    return Node(
+        fields.name,
+        fields.type,
+        message,
+        fields.bottom,
+        fields.top,
+        message.span,
+        fields.param,
+        fields.loss_weight,
+        fields.propagate_down,
+        fields.twin_of,
+    )
+
+
+def _wire(
+    nodes: list[Node], excluded: list[Node], broken: set[str], state: State, errors: Errors
+) -> tuple[str, ...]:
+    """Check that every bottom is produced above it, and once; give the outputs."""
+    producers: dict[str, Node] = {}
+    unread: set[str] = set()
+    for position, node in enumerate(nodes):
+        for i, blob in enumerate(node.bottoms):
+            if blob not in producers and blob not in broken:
+                below = nodes[position:]
+                why = _why_missing(blob, node, producers, below, excluded, state)
+                errors.add(
+                    f'{node} reads "{blob}", which no layer above produces{why}', node.where("bottom", i)
+                )
+            unread.discard(blob)
+        for i, blob in enumerate(node.tops):
+            if blob in producers and not node.in_place(i):
+                other = producers[blob]
+                same = "more than once" if other is node else f"again: {_at(other, node.span)} does already"
+                errors.add(f'{node} produces "{blob}" {same}', node.where("top", i))
+            producers[blob] = node
+            unread.add(blob)
+    _check_counts(nodes, errors)
+    return tuple(sorted(unread))
+
+
+def _check_counts(nodes: list[Node], errors: Errors) -> None:
+    names = {node.name for node in nodes}
+    for node in nodes:
+        if node.propagate_down and len(node.propagate_down) != len(node.bottoms):
+            found = f"{len(node.propagate_down)} values for {len(node.bottoms)} bottoms"
+            errors.add(f"{node} has propagate_down of {found}", node.where("propagate_down"))
+        if node.twin_of and node.twin_of not in names:
+            hint = did_you_mean(node.twin_of, names - {node.name}, "layers")
+            errors.add(
+                f'{node} is the twin of "{node.twin_of}", which is not in the net',
+                node.where("twin_of"),
+                hint,
+            )
+
+
+def _why_missing(
+    blob: str,
+    node: Node,
+    producers: dict[str, Node],
+    below: Iterable[Node],
+    excluded: Iterable[Node],
+    state: State,
+) -> str:
+    for other in below:
+        if blob in other.tops and other is not node:
+            return f" ({_at(other, node.span)}, does so below)"
+    for other in excluded:
+        if blob in other.tops:
+            return f" ({_at(other, node.span)}, does, but is not included in {state})"
+    near = closest(blob, producers)
+    if not near:
+        return ""
+    return f' (closest: "{near}", {_line(producers[near].span, node.span)})'
+
+
+def _at(node: Node, seen_from: Span) -> str:
+    return f'layer "{node.name}", {_line(node.span, seen_from)}'
+
+
+def _line(span: Span, seen_from: Span) -> str:
+    """``line 38``, with its file where that is another one."""
+    return f"line {span.line}" if span.source.name == seen_from.source.name else span.place

@@ -1,0 +1,284 @@
+"""``Net``: a spec as a module with named blobs and named parameters, as in Caffe."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import nn
+
+from cortado.layers._runtime.checks import BlobError, Shape
+from cortado.layers._runtime.layer import Layer
+from cortado.prototxt_like import load
+from cortado.prototxt_like.message import Message
+from cortado.prototxt_like.source import Span, did_you_mean
+
+from .build import Built, LearnableBlob, blob_names, build
+from .graph import MatchParams, State
+
+Keep: TypeAlias = bool | Collection[str]
+
+
+class LayerError(ValueError):
+    """A layer that cannot run on what it was given: names the layer, its line and its blobs."""
+
+
+class Blobs(dict[str, torch.Tensor]):
+    """The blobs of one forward pass by name, in order of production.
+
+    ``loss`` is the sum of all tops times their loss weights (zero, without a gradient, if none has
+    one). ``versions[name]`` are the successive values of a blob that was kept: more than one where
+    layers wrote it in place.
+    """
+
+    def __init__(self, blobs: Mapping[str, torch.Tensor], loss: torch.Tensor) -> None:
+        super().__init__(blobs)
+        self.loss = loss
+        self.versions: dict[str, list[torch.Tensor]] = {}
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """What ``cortado check`` shows of a layer. ``parameters`` counts the elements it owns; those
+    of ``shared_with`` are counted there."""
+
+    name: str
+    type: str
+    place: str
+    bottoms: tuple[str, ...]
+    tops: tuple[tuple[str, Shape], ...]
+    parameters: int
+    shared_with: str = ""
+
+
+@dataclass(frozen=True)
+class _Step:
+    layer: Layer
+    bottoms: tuple[str, ...]
+    tops: tuple[str, ...]
+    losses: tuple[tuple[int, float], ...]
+    stopped: tuple[int, ...]
+    """Bottoms that get no gradient (``propagate_down: false``)."""
+    name: str
+    span: Span
+
+    def bottom_tensors(self, blobs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+        tensors = [blobs[name] for name in self.bottoms]
+        for i in self.stopped:
+            tensors[i] = tensors[i].detach()
+        return tensors
+
+
+class Net(nn.Module):
+    """A net built from a spec for one phase.
+
+    ``spec`` is a path (YAML, or prototxt text by its suffix) or a message. The state's ``level``
+    and ``stages`` choose layers by their include and exclude rules. Fillers draw from a generator
+    seeded by ``seed``, or from torch's own if it is None. ``weights`` is a file to load
+    (:func:`cortado.nets.weights.load`); ``net.report`` says what was filled.
+
+    The module is in training mode for phase "TRAIN"; its layers are ``net.layers`` (a layer's name
+    with "." written "%2E" and "%" written "%25"). Shared parameters are one ``nn.Parameter``;
+    a parameter with lr_mult 0 requires no gradient unless the spec says ``force_backward``.
+
+    Raises :class:`~cortado.prototxt_like.source.SpecError` for mistakes in the spec, all at once.
+    """
+
+    def __init__(
+        self,
+        spec: str | Path | Message,
+        phase: Literal["TRAIN", "TEST"] = "TEST",
+        *,
+        level: int = 0,
+        stages: Iterable[str] = (),
+        seed: int | None = None,
+        weights: str | Path | None = None,
+    ) -> None:
+        super().__init__()
+        message = spec if isinstance(spec, Message) else load(spec)
+        if seed is None:
+            seed = int(torch.randint(2**62, ()))
+        self.generator = torch.Generator().manual_seed(seed)
+        built = build(message, State(phase, level, tuple(stages)), self.generator)
+        self.built: Built = built
+        self.graph = built.graph
+        self.inputs = tuple(
+            top for made in built.layers if made.layer.type == "Input" for top in made.tops
+        )
+        self.outputs: tuple[str, ...] = self.graph.outputs
+        self.blob_shapes: dict[str, Shape] = built.shapes
+        self.learnable: list[LearnableBlob] = built.learnable
+        self.layers = _Layers()
+        self.layer_by_name: dict[str, Layer] = {}
+        for made in built.layers:
+            self.layers.add(made.node.name, made.layer)
+            self.layer_by_name.setdefault(made.node.name, made.layer)
+        self._steps = _steps(built)
+        self._frees: dict[bool | frozenset[str], list[tuple[str, ...]]] = {}
+        self.register_buffer("_home", torch.empty(0), persistent=False)
+        self.train(phase == "TRAIN")
+        self.report: Any = None
+        if weights is not None:
+            from .weights import load as load_weights
+
+            self.report = load_weights(self, weights)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the net lives; tops of data layers are moved there."""
+        home: torch.Tensor = self._home  # type: ignore[assignment]
+        return home.device
+
+    @property
+    def params(self) -> dict[str, list[nn.Parameter]]:
+        """Each layer's parameter blobs (weight, bias, ...), for layers that have any."""
+        return {name: layer.blobs for name, layer in self.layer_by_name.items() if layer.blob_names}
+
+    @property
+    def match(self) -> MatchParams | None:
+        """The spec's ``match_param``: which blobs are images and features."""
+        return self.graph.match
+
+    def forward(
+        self, inputs: Mapping[str, torch.Tensor] | None = None, /, *, keep: Keep = (), **named: Any
+    ) -> Blobs:
+        """Run every layer and give the net's outputs with their ``loss``.
+
+        The tensors of the ``Input`` layers are given by blob name, in a mapping or as keywords; any
+        shape that the layers accept will do, whatever the spec's own. Blobs are released when no
+        layer needs them any more, except those named in ``keep`` (True: all of them).
+
+        Raises :class:`LayerError` where a layer refuses what it gets, TypeError for a missing or
+        unknown input.
+        """
+        given: dict[str, torch.Tensor] = {**(inputs or {}), **named}
+        self._check_inputs(given)
+        if self.graph.force_backward:
+            given = {name: _with_gradient(tensor) for name, tensor in given.items()}
+        kept = keep if isinstance(keep, bool) else frozenset(keep)
+        blobs = Blobs(given, torch.zeros((), device=self.device))
+        versions = blobs.versions if kept else None
+        for step, frees in zip(self._steps, self._plan(kept), strict=True):
+            self._run(step, blobs, versions)
+            for name in frees:
+                del blobs[name]
+        if versions is not None:
+            for name in versions.keys() - blobs.keys():
+                del versions[name]
+        return blobs
+
+    def _run(
+        self, step: _Step, blobs: Blobs, versions: dict[str, list[torch.Tensor]] | None
+    ) -> None:
+        if step.layer.type == "Input":
+            tops: tuple[torch.Tensor, ...] = tuple(blobs[name] for name in step.tops)
+        else:
+            try:
+                out = step.layer(*step.bottom_tensors(blobs))
+            except (ValueError, TypeError) as error:
+                raise _located(error, step) from error
+            tops = (out,) if isinstance(out, torch.Tensor) else out
+            if not step.bottoms:
+                tops = tuple(top.to(self.device) for top in tops)
+            blobs.update(zip(step.tops, tops, strict=False))
+        for i, weight in step.losses:
+            blobs.loss = blobs.loss + weight * tops[i].sum()
+        if versions is not None:
+            for name, top in zip(step.tops, tops, strict=False):
+                versions.setdefault(name, []).append(top)
+
+    def _check_inputs(self, given: Mapping[str, torch.Tensor]) -> None:
+        for name in self.inputs:
+            if name not in given:
+                raise TypeError(f'the net needs the input "{name}" (its inputs: {self._inputs()})')
+        if len(given) > len(self.inputs):
+            name = next(name for name in given if name not in self.inputs)
+            raise TypeError(
+                f'the net has no input "{name}": {did_you_mean(name, self.inputs, "inputs")}'
+            )
+
+    def _inputs(self) -> str:
+        return ", ".join(self.inputs)
+
+    def _plan(self, keep: bool | frozenset[str]) -> list[tuple[str, ...]]:
+        """For each step, the blobs that nothing needs after it."""
+        if keep not in self._frees:
+            self._frees[keep] = self._make_plan(keep)
+        return self._frees[keep]
+
+    def _make_plan(self, keep: bool | frozenset[str]) -> list[tuple[str, ...]]:
+        names = {name for step in self._steps for name in step.tops}
+        wanted = names if keep is True else {*self.outputs, *(keep or ())}
+        if not wanted <= names:
+            unknown = min(wanted - names)
+            raise KeyError(f'no blob "{unknown}" to keep: {did_you_mean(unknown, names, "blobs")}')
+        plan: list[tuple[str, ...]] = []
+        for step in reversed(self._steps):
+            last = {*step.bottoms, *step.tops} - wanted
+            plan.append(tuple(sorted(last)))
+            wanted |= last
+        return plan[::-1]
+
+    def facts(self) -> list[LayerFacts]:
+        """Each layer's name, type, place, blobs, shapes and number of parameters."""
+        owner = {id(blob.parameter): blob.layer for blob in self.learnable}
+        facts = []
+        for made in self.built.layers:
+            node = made.node
+            owners = {owner[id(blob)] for blob in made.layer.blobs} - {node.name}
+            tops = tuple(zip(made.tops, made.shapes, strict=True))
+            place, shared = node.span.place, ", ".join(sorted(owners))
+            facts.append(
+                LayerFacts(node.name, node.type, place, node.bottoms, tops, made.parameters, shared)
+            )
+        return facts
+
+    @property
+    def num_parameters(self) -> int:
+        """Elements of all parameter blobs, shared ones counted once."""
+        return self.built.parameters
+
+
+class _Layers(nn.Module):
+    """The layers by name. A spec may call a layer as it likes ("type", "conv1/3x3", "a.b")."""
+
+    def add(self, name: str, layer: Layer) -> None:
+        key = escape(name)
+        while key in self._modules:
+            key += "%"
+        self._modules[key] = layer
+
+
+def escape(name: str) -> str:
+    """A layer's name as a module's: "." separates modules, so it is written "%2E"."""
+    return name.replace("%", "%25").replace(".", "%2E")
+
+
+def _steps(built: Built) -> list[_Step]:
+    steps = []
+    for made in built.layers:
+        node, weights = made.node, made.loss_weights
+        losses = tuple((i, weight) for i, weight in enumerate(weights) if weight)
+        down = () if built.graph.force_backward else node.propagate_down
+        stopped = tuple(i for i, wanted in enumerate(down) if not wanted)
+        steps.append(
+            _Step(made.layer, node.bottoms, made.tops, losses, stopped, node.name, node.span)
+        )
+    return steps
+
+
+def _with_gradient(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values as a leaf that gets a gradient; the caller's tensor is left as it is."""
+    if tensor.requires_grad or not tensor.is_floating_point():
+        return tensor
+    return tensor.detach().requires_grad_()
+
+
+def _located(error: Exception, step: _Step) -> LayerError:
+    text = str(error)
+    if isinstance(error, BlobError):
+        text = error.named(blob_names(type(step.layer), step.bottoms))
+    return LayerError(f'layer "{step.name}" ({step.span.place}): {text}')

@@ -1,0 +1,46 @@
+"""The Motorcycle pair: its matches look alike, hidden pixels are left out."""
+
+import numpy as np
+import pytest
+from cortado.layers.data.stereo import StereoPair, motorcycle, rotation_about_centre, visible
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return motorcycle()
+
+
+def difference(pair, pairs):
+    x1, y1, x2, y2 = np.rint(pairs).astype(int).T
+    return np.abs(pair.left[y1, x1].astype(float) - pair.right[y2, x2]).mean()
+
+
+def test_matches_look_alike(pair):
+    assert len(pair.pairs) > 200_000
+    wrong_way = pair.pairs.copy()
+    wrong_way[:, 2] = np.clip(2 * pair.pairs[:, 0] - pair.pairs[:, 2], 0, pair.right.shape[1] - 1)
+    assert difference(pair, pair.pairs) < 15 < difference(pair, wrong_way)
+
+
+@pytest.mark.parametrize("degrees", [15, 40])
+def test_warped_matches_look_alike(pair, degrees):
+    moved = pair.warped(rotation_about_centre(degrees, pair.right.shape[:2], perspective=0.05))
+    assert 3_000 < len(moved.pairs) < len(pair.pairs)
+    assert difference(moved, moved.pairs) < 20
+
+
+def test_a_hidden_pixel_is_found():
+    disparity = np.full((1, 8), 1.0)
+    disparity[0, 5] = 3.0  # lands on 2, in front of what left 3 shows there, and near 2 and 4
+    disparity[0, 7] = np.inf
+    assert visible(disparity)[0].tolist() == [False, True, False, False, False, True, True, False]
+
+
+def test_the_rotation_turns_about_the_centre_from_x_to_y():
+    quarter = rotation_about_centre(90, (5, 7))
+    x, y, w = quarter @ [4, 2, 1]
+    assert np.allclose([x / w, y / w], [3, 3])
+    point = StereoPair(
+        np.zeros((5, 7, 3), np.uint8), np.zeros((5, 7, 3), np.uint8), np.array([[0.0, 0, 4, 2]])
+    )
+    assert np.allclose(point.warped(quarter).pairs, [[0, 0, 3, 3]])

@@ -1,0 +1,142 @@
+"""The house plan's table of who may import whom, held against the code."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ("prototxt_like", "layers", "nets", "tools", "cortado", "benchmarks")
+FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+
+# What each floor may import of cortado, of others when the module loads, and of others within
+# the functions that need them.
+INSIDE = {
+    "prototxt_like": {"prototxt_like"},
+    "layers": {"layers"},
+    "nets": {"prototxt_like", "layers", "nets"},
+    "tools": {"prototxt_like", "layers", "nets", "tools", "cortado"},
+    "cortado": {"prototxt_like", "layers", "nets", "tools", "cortado"},
+    "benchmarks": {"layers", "nets", "benchmarks", "cortado"},
+}
+AT_LOAD = {
+    "prototxt_like": {"yaml", "google", "numpy"},
+    "layers": {"torch", "numpy"},
+    "nets": {"torch", "numpy", "safetensors"},
+    "tools": {"torch", "numpy", "click", "rich"},
+    "cortado": {"torch", "numpy"},
+    "benchmarks": {"torch", "numpy", "pytest"},
+}
+IN_FUNCTIONS = {
+    "prototxt_like": set(),
+    "layers": {"skimage", "PIL", "pycocotools", "h5py", "lmdb", "scipy"},
+    "nets": {"h5py", "scipy"},
+    "tools": {"matplotlib", "skimage", "scipy", "torch", "numpy", "rich"},
+    "cortado": {"torch", "numpy"},
+    "benchmarks": {"scipy", "skimage", "rich"},
+}
+
+
+def imports(path):
+    """(full module name, whether at module level, line) of every import of a file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    package = [*path.relative_to(ROOT).parent.parts]
+    if package[0] not in ("cortado", "benchmarks"):
+        package = ["cortado", *package]
+    top = set()
+    for node in tree.body:
+        top.add(node)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            top.discard(node)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node in top, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield f"{module}.{alias.name}", node in top, node.lineno
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_table(path):
+    floor = path.relative_to(ROOT).parts[0]
+    wrong = []
+    for module, at_load, line in imports(path):
+        parts = module.split(".")
+        if parts[0] == "cortado":
+            place = parts[1] if len(parts) > 1 and (ROOT / parts[1]).is_dir() else "cortado"
+            allowed = place in INSIDE[floor]
+        elif parts[0] in sys.stdlib_module_names:
+            allowed = True
+        else:
+            allowed = parts[0] in AT_LOAD[floor] or (not at_load and parts[0] in IN_FUNCTIONS[floor])
+            allowed |= parts[0] == "cupy" and path == ROOT / "layers/_runtime/cuda.py" and not at_load
+            allowed |= floor == "benchmarks" and parts[0] in ("conftest", "measure")
+        if not allowed:
+            wrong.append(f"{path.relative_to(ROOT)}:{line}: {module}")
+    assert not wrong
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_layer_file_imports_no_other_layer_file(path):
+    parts = path.relative_to(ROOT).parts
+    if parts[0] != "layers" or parts[1] == "_runtime":
+        return
+    wrong = [
+        f"{module}:{line}"
+        for module, _, line in imports(path)
+        if module.startswith("cortado.layers.") and not module.startswith("cortado.layers._runtime")
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_never_a_second_name(path):
+    names = {"layers", "nets", "prototxt_like", "tools"}
+    wrong = [f"{module}:{line}" for module, _, line in imports(path) if module.split(".")[0] in names]
+    assert not wrong, f"write cortado.{{...}}: {wrong}"
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("cortado", ("torch", "cupy", "numpy")),
+        ("cortado.tools.cli", ("torch", "cupy", "numpy")),
+        ("cortado.prototxt_like", ("torch", "cupy")),
+        ("cortado.nets.graph", ("torch", "cupy")),
+        ("cortado.functional", ("torch", "cupy")),
+    ],
+)
+def test_what_an_import_does_not_load(module, absent):
+    check = f"import {module}, sys; print([m for m in {absent!r} if m in sys.modules])"
+    done = run(check)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+def test_everything_imports_without_what_is_optional():
+    blocked = ("cupy", "pycocotools", "matplotlib", "h5py", "lmdb", "skimage", "PIL", "onnxruntime")
+    code = f"""
+import sys, pkgutil, importlib
+for name in {blocked!r}: sys.modules[name] = None
+import cortado
+for package in ("layers", "nets", "prototxt_like", "tools"):
+    root = importlib.import_module("cortado." + package)
+    for module in pkgutil.walk_packages(root.__path__, root.__name__ + "."):
+        importlib.import_module(module.name)
+from cortado.layers._runtime import registry
+print(len(registry.types()))
+"""
+    done = run(code)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 0

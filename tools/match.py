@@ -1,0 +1,100 @@
+"""Match two images with a net: a CSV of corresponding points."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    import numpy as np
+
+COLUMNS = ("x1", "y1", "x2", "y2", "distance")
+
+
+@click.command()
+@click.argument("image1", type=click.Path(exists=True, dir_okay=False))
+@click.argument("image2", type=click.Path(exists=True, dir_okay=False))
+@click.option("--net", "spec", required=True, type=click.Path(), help="Spec with a match_param.")
+@click.option("--weights", type=click.Path(exists=True, dir_okay=False), help="Trained weights.")
+@click.option("--points", type=click.Path(exists=True, dir_okay=False), help="CSV with columns x1,y1.")
+@click.option("--out", required=True, type=click.Path(dir_okay=False), help="Where the matches go.")
+@click.option("--plot", type=click.Path(dir_okay=False), help="A picture of the matches.")
+def command(
+    image1: str,
+    image2: str,
+    spec: str,
+    weights: str | None,
+    points: str | None,
+    out: str,
+    plot: str | None,
+) -> None:
+    """Match IMAGE1 to IMAGE2 and write x1,y1,x2,y2,distance in the pixels of the images as given.
+
+    Without --points the cells of the feature map that lie inside IMAGE1 are matched. Coordinates
+    are 0-based with pixel centres at integers; distance is Euclidean in feature space.
+
+    \b
+    cortado match left.png right.png --net ucn_demo_hn.yaml \\
+        --weights demo_out/ucn_hn.safetensors --out matches.csv --plot matches.png
+    """
+    import numpy as np
+    from cortado.nets.matching import Matcher
+
+    first, second = read_image(image1), read_image(image2)
+    matcher = Matcher(spec, weights)
+    queries = matcher.grid(first) if points is None else read_points(points, first)
+    matched, distance = matcher.match(first, second, queries)
+    rows = np.column_stack([queries, matched, distance])
+    write_matches(out, rows)
+    click.echo(f"{len(rows)} matches written to {out}")
+    if plot:
+        from .pictures import draw_matches
+
+        draw_matches(plot, first, second, rows)
+        click.echo(f"picture written to {plot}")
+
+
+def read_image(path: str) -> np.ndarray:
+    """An image file as RGB uint8 [H, W, 3]; a click error if it is none."""
+    import skimage.io
+    from cortado.layers._runtime.transform import as_rgb
+
+    try:
+        return as_rgb(skimage.io.imread(path))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise click.BadParameter(f"{path} is not an image: {error}") from None
+
+
+def read_points(path: str, image: np.ndarray) -> np.ndarray:
+    """The columns x1, y1 of a CSV as points [P, 2]; a click error names a bad line."""
+    import numpy as np
+
+    points = []
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if not {"x1", "y1"} <= set(reader.fieldnames or ()):
+            raise click.BadParameter(f"{path}:1: expected columns x1,y1, got {reader.fieldnames}")
+        for row in reader:
+            try:
+                point = float(row["x1"]), float(row["y1"])
+            except (TypeError, ValueError):
+                where = f"{path}:{reader.line_num}"
+                raise click.BadParameter(f"{where}: not a point: {row['x1']},{row['y1']}") from None
+            if not (0 <= point[0] <= image.shape[1] - 1 and 0 <= point[1] <= image.shape[0] - 1):
+                size = f"{image.shape[1]} x {image.shape[0]}"
+                raise click.BadParameter(f"{path}:{reader.line_num}: outside the {size} image")
+            points.append(point)
+    return np.array(points, dtype=float).reshape(-1, 2)
+
+
+def write_matches(path: str, rows: np.ndarray) -> None:
+    """Write the matches beside the file and rename, so that no half file is left."""
+    part = Path(f"{path}.part")
+    with open(part, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        writer.writerows([f"{value:.6g}" for value in row] for row in rows)
+    part.replace(path)
