@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
-
 from cortado.layers._runtime import registry
 from cortado.layers._runtime.checks import BlobError, Shape
 from cortado.layers._runtime.layer import Layer
@@ -20,6 +18,7 @@ from cortado.prototxt_like.bind import bind
 from cortado.prototxt_like.message import Field, Message, Scalar
 from cortado.prototxt_like.source import Errors, Source, Span, SpecError, did_you_mean, together
 from cortado.prototxt_like.yaml_spec import parse
+from torch import nn
 
 from .graph import Graph, Node, ParamSpec, ShareMode, State, graph
 from .siamese import param_name
@@ -89,9 +88,7 @@ def build(
 
 def _sorted(found: list[SpecError]) -> SpecError:
     """One exception, in order of place, without a twin's repetition of its trunk's mistake."""
-    unique = {
-        (str(single.span), single.message): single for error in found for single in error.errors
-    }
+    unique = {(str(single.span), single.message): single for error in found for single in error.errors}
     return together(sorted(unique.values(), key=_place))
 
 
@@ -191,9 +188,7 @@ class _Owner:
 
     def learnable(self) -> LearnableBlob:
         lr_mult, decay_mult = (1.0 if x is None else x for x in (self.lr_mult, self.decay_mult))
-        return LearnableBlob(
-            self.parameter, self.node.name, self.index, self.name, lr_mult, decay_mult
-        )
+        return LearnableBlob(self.parameter, self.node.name, self.index, self.name, lr_mult, decay_mult)
 
     def take(self, other: _Owner, spec: ParamSpec) -> None:
         """Let another layer's blob be this one; a multiplier may be given on one side only."""
@@ -262,7 +257,7 @@ def _bind_params(node: Node, layer: type[Layer], fields: list[Field] | None) -> 
             gathered.span = block.span
             gathered.fields.extend(block.value.fields)
     try:
-        return bind(layer.Params, gathered, what=layer.type)
+        return bind(layer.Params, gathered, what=layer.type_name)
     except ValueError as error:
         raise SpecError(f"{node}: {error}", gathered.span) from None
 
@@ -273,7 +268,7 @@ def _check_count(
     low, high = allowed
     if low <= len(names) and (high is None or len(names) <= high):
         return
-    count = f"{low}" if high == low else f"{low} or more" if high is None else f"{low} to {high}"
+    count = f"{low or 'no'}" if high == low else f"{low} to {high}" if high else f"{low} or more"
     plural = what if count == "1" else f"{what}s"
     found = f"{len(names)}: {', '.join(names)}" if names else "none"
     place = node.where(what) if names else node.span
@@ -308,6 +303,8 @@ def _make(
         raise SpecError(f"{node}: {error.named(blob_names(kind, node.bottoms))}", node.span) from None
     except ValueError as error:
         raise SpecError(f"{node}: {error}", node.span) from None
+    if kind.type_name == "Input" and len(shapes) == 1:
+        shapes *= len(tops)
     if len(shapes) < len(tops):
         raise SpecError(
             f"{node} ({node.type}) gives {len(shapes)} tops here, the spec names {len(tops)}",
@@ -317,7 +314,6 @@ def _make(
 
 
 def blob_names(kind: type[Layer], bottoms: tuple[str, ...]) -> dict[str, str]:
-    """The spec's blob name for each of the layer's argument names."""
-    return dict(zip(kind.bottom_names, bottoms, strict=False))
-
-
+    """The spec's blob name for each of the layer's argument names (``bottom0``... without names)."""
+    numbered = {f"bottom{i}": blob for i, blob in enumerate(bottoms)}
+    return numbered | dict(zip(kind.bottom_names, bottoms, strict=False))

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
 from cortado.prototxt_like.bind import bind
 from cortado.prototxt_like.message import Message
-from cortado.prototxt_like.source import Errors, Span, closest, did_you_mean
+from cortado.prototxt_like.source import Errors, Span, SpecError, closest, did_you_mean
 
 from .siamese import expand, texts
 
@@ -229,7 +229,7 @@ def _nodes(message: Message, state: State, errors: Errors) -> tuple[list[Node], 
             errors.add("a layer is a block of fields", field.span)
             continue
         layer = field.value
-        fields: Any = errors.attempt(bind, LayerFields, layer, what="a layer", ignore=_of_its_type)
+        fields = _layer_fields(layer, errors)
         if fields is None:
             broken.update(top.text for top in texts(layer, "top"))
             continue
@@ -237,6 +237,17 @@ def _nodes(message: Message, state: State, errors: Errors) -> tuple[list[Node], 
             errors.add(f'layer "{fields.name}" has both include and exclude rules', layer.span)
         (included if fields.included(state) else excluded).append(_node(fields, layer))
     return included, excluded, broken
+
+
+def _layer_fields(layer: Message, errors: Errors) -> LayerFields | None:
+    """Bind a layer's own fields; unknown ones beside them are reported, and passed over."""
+    try:
+        return bind(LayerFields, layer, what="a layer", ignore=_of_its_type)
+    except SpecError as error:
+        errors.found.append(error)
+    with suppress(SpecError):
+        return bind(LayerFields, layer, ignore=lambda name: True)
+    return None
 
 
 def _of_its_type(field: str) -> bool:
@@ -267,17 +278,15 @@ def _wire(
     for position, node in enumerate(nodes):
         for i, blob in enumerate(node.bottoms):
             if blob not in producers and blob not in broken:
-                below = nodes[position:]
-                why = _why_missing(blob, node, producers, below, excluded, state)
-                errors.add(
-                    f'{node} reads "{blob}", which no layer above produces{why}', node.where("bottom", i)
-                )
+                why = _why_missing(blob, node, producers, nodes[position + 1 :], excluded, state)
+                text = f'{node} reads "{blob}", which no layer above produces{why}'
+                errors.add(text, node.where("bottom", i))
             unread.discard(blob)
         for i, blob in enumerate(node.tops):
             if blob in producers and not node.in_place(i):
                 other = producers[blob]
-                same = "more than once" if other is node else f"again: {_at(other, node.span)} does already"
-                errors.add(f'{node} produces "{blob}" {same}', node.where("top", i))
+                again = "more than once" if other is node else f"again, after {_at(other, node.span)}"
+                errors.add(f'{node} produces "{blob}" {again}', node.where("top", i))
             producers[blob] = node
             unread.add(blob)
     _check_counts(nodes, errors)
@@ -308,7 +317,7 @@ def _why_missing(
     state: State,
 ) -> str:
     for other in below:
-        if blob in other.tops and other is not node:
+        if blob in other.tops:
             return f" ({_at(other, node.span)}, does so below)"
     for other in excluded:
         if blob in other.tops:

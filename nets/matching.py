@@ -7,13 +7,11 @@ feature cell stands for.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from cortado.layers import extract_feature, knn
-from cortado.layers._runtime.params import param
 from cortado.layers._runtime.transform import TransformParams, blob
 from cortado.prototxt_like import load
 from cortado.prototxt_like.bind import bind
@@ -21,16 +19,6 @@ from cortado.prototxt_like.message import Message
 from cortado.prototxt_like.source import SpecError
 
 from .net import Net
-
-
-@dataclass(frozen=True)
-class MatchParams:
-    """The spec's ``match_param``."""
-
-    image: tuple[str, ...] = param(doc="the two input blobs")
-    feature: tuple[str, ...] = param(doc="the two feature blobs, each [N, C, H, W]")
-    downsampling_factor: float = param(above=0, unit="image pixels per cell")
-    coordinate_offset: float = param(0.0, unit="image pixels", doc="image point of cell 0")
 
 
 class Matcher:
@@ -46,12 +34,15 @@ class Matcher:
         self, spec: str | Path | Message, weights: str | Path | None = None, seed: int | None = None
     ) -> None:
         message = spec if isinstance(spec, Message) else load(spec)
-        self.params = match_params(message)
         self.transform = transform_params(message)
-        self.net = Net(message, phase="TEST", stages=("deploy",), seed=seed)
-        if weights is not None:
-            self.net.load(weights)
-        self.net.eval()
+        self.net = Net(message, phase="TEST", stages=("deploy",), seed=seed, weights=weights)
+        if self.net.match is None:
+            raise SpecError(
+                "matching needs a match_param, which names the blobs of the images and the features",
+                message.span,
+                "such as {image: [image1, image2], feature: [feature1, feature2], downsampling_factor: 4}",
+            )
+        self.params = self.net.match
 
     @torch.no_grad()
     def features(self, image1: np.ndarray, image2: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,22 +80,6 @@ class Matcher:
             *(np.arange(offset, length, step) for length in image.shape[:2]), indexing="ij"
         )
         return np.stack([x.ravel(), y.ravel()], 1)
-
-
-def match_params(message: Message) -> MatchParams:
-    """The bound ``match_param`` of a spec; raises SpecError if it has none or does not name pairs."""
-    found = message.get("match_param")
-    if found is None or not isinstance(found.value, Message):
-        raise SpecError(
-            "matching needs a match_param, which names the images' and the features' blobs",
-            message.span,
-            "for example: {image: [image1, image2], feature: [feature1, feature2], downsampling_factor: 4}",
-        )
-    params = bind(MatchParams, found.value, what="match_param")
-    for name, blobs in (("image", params.image), ("feature", params.feature)):
-        if len(blobs) != 2:
-            raise SpecError(f"match_param needs two blobs as {name}, got {len(blobs)}", found.span)
-    return params
 
 
 def transform_params(message: Message) -> TransformParams:

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
-from torch import nn
-
 from cortado.layers._runtime.checks import BlobError, Shape
 from cortado.layers._runtime.layer import Layer
 from cortado.prototxt_like import load
 from cortado.prototxt_like.message import Message
 from cortado.prototxt_like.source import Span, did_you_mean
+from torch import nn
 
 from .build import Built, LearnableBlob, blob_names, build
 from .graph import MatchParams, State
@@ -30,8 +29,8 @@ class Blobs(dict[str, torch.Tensor]):
     """The blobs of one forward pass by name, in order of production.
 
     ``loss`` is the sum of all tops times their loss weights (zero, without a gradient, if none has
-    one). ``versions[name]`` are the successive values of a blob that was kept: more than one where
-    layers wrote it in place.
+    one). ``versions[name]``, with ``keep=True``, are the successive values of a blob: more than one
+    where layers wrote it in place.
     """
 
     def __init__(self, blobs: Mapping[str, torch.Tensor], loss: torch.Tensor) -> None:
@@ -73,9 +72,9 @@ class _Step:
 
 
 class Net(nn.Module):
-    """A net built from a spec for one phase.
+    """A net built from a spec for one phase, "TRAIN" or "TEST".
 
-    ``spec`` is a path (YAML, or prototxt text by its suffix) or a message. The state's ``level``
+    ``spec`` is a path (to YAML or prototxt, by its suffix) or a message. The state's ``level``
     and ``stages`` choose layers by their include and exclude rules. Fillers draw from a generator
     seeded by ``seed``, or from torch's own if it is None. ``weights`` is a file to load
     (:func:`cortado.nets.weights.load`); ``net.report`` says what was filled.
@@ -90,7 +89,7 @@ class Net(nn.Module):
     def __init__(
         self,
         spec: str | Path | Message,
-        phase: Literal["TRAIN", "TEST"] = "TEST",
+        phase: str = "TEST",
         *,
         level: int = 0,
         stages: Iterable[str] = (),
@@ -101,12 +100,12 @@ class Net(nn.Module):
         message = spec if isinstance(spec, Message) else load(spec)
         if seed is None:
             seed = int(torch.randint(2**62, ()))
-        self.generator = torch.Generator().manual_seed(seed)
-        built = build(message, State(phase, level, tuple(stages)), self.generator)
+        generator = torch.Generator().manual_seed(seed)
+        built = build(message, State(phase, level, tuple(stages)), generator)
         self.built: Built = built
         self.graph = built.graph
         self.inputs = tuple(
-            top for made in built.layers if made.layer.type == "Input" for top in made.tops
+            top for made in built.layers if made.layer.type_name == "Input" for top in made.tops
         )
         self.outputs: tuple[str, ...] = self.graph.outputs
         self.blob_shapes: dict[str, Shape] = built.shapes
@@ -117,9 +116,10 @@ class Net(nn.Module):
             self.layers.add(made.node.name, made.layer)
             self.layer_by_name.setdefault(made.node.name, made.layer)
         self._steps = _steps(built)
+        self._names = {name for step in self._steps for name in step.tops}
         self._frees: dict[bool | frozenset[str], list[tuple[str, ...]]] = {}
         self.register_buffer("_home", torch.empty(0), persistent=False)
-        self.train(phase == "TRAIN")
+        self.train(self.graph.state.phase == "TRAIN")
         self.report: Any = None
         if weights is not None:
             from .weights import load as load_weights
@@ -159,36 +159,36 @@ class Net(nn.Module):
         if self.graph.force_backward:
             given = {name: _with_gradient(tensor) for name, tensor in given.items()}
         kept = keep if isinstance(keep, bool) else frozenset(keep)
+        plan = self._plan(kept)
         blobs = Blobs(given, torch.zeros((), device=self.device))
-        versions = blobs.versions if kept else None
-        for step, frees in zip(self._steps, self._plan(kept), strict=True):
-            self._run(step, blobs, versions)
+        if kept is True:
+            blobs.versions = {name: [] for name in self._names}
+        for step, frees in zip(self._steps, plan, strict=True):
+            self._run(step, blobs)
             for name in frees:
                 del blobs[name]
-        if versions is not None:
-            for name in versions.keys() - blobs.keys():
-                del versions[name]
         return blobs
 
-    def _run(
-        self, step: _Step, blobs: Blobs, versions: dict[str, list[torch.Tensor]] | None
-    ) -> None:
-        if step.layer.type == "Input":
+    def _run(self, step: _Step, blobs: Blobs) -> None:
+        if step.layer.type_name == "Input":
             tops: tuple[torch.Tensor, ...] = tuple(blobs[name] for name in step.tops)
         else:
             try:
                 out = step.layer(*step.bottom_tensors(blobs))
             except (ValueError, TypeError) as error:
                 raise _located(error, step) from error
+            except RuntimeError as error:
+                error.add_note(f'in layer "{step.name}" ({step.span.place})')
+                raise
             tops = (out,) if isinstance(out, torch.Tensor) else out
             if not step.bottoms:
                 tops = tuple(top.to(self.device) for top in tops)
             blobs.update(zip(step.tops, tops, strict=False))
         for i, weight in step.losses:
             blobs.loss = blobs.loss + weight * tops[i].sum()
-        if versions is not None:
+        if blobs.versions:
             for name, top in zip(step.tops, tops, strict=False):
-                versions.setdefault(name, []).append(top)
+                blobs.versions[name].append(top)
 
     def _check_inputs(self, given: Mapping[str, torch.Tensor]) -> None:
         for name in self.inputs:
@@ -210,11 +210,10 @@ class Net(nn.Module):
         return self._frees[keep]
 
     def _make_plan(self, keep: bool | frozenset[str]) -> list[tuple[str, ...]]:
-        names = {name for step in self._steps for name in step.tops}
-        wanted = names if keep is True else {*self.outputs, *(keep or ())}
-        if not wanted <= names:
-            unknown = min(wanted - names)
-            raise KeyError(f'no blob "{unknown}" to keep: {did_you_mean(unknown, names, "blobs")}')
+        wanted = {*self._names} if keep is True else {*self.outputs, *(keep or ())}
+        if unknown := min(wanted - self._names, default=""):
+            hint = did_you_mean(unknown, self._names, "blobs")
+            raise KeyError(f'no blob "{unknown}" to keep: {hint}')
         plan: list[tuple[str, ...]] = []
         for step in reversed(self._steps):
             last = {*step.bottoms, *step.tops} - wanted
@@ -264,9 +263,7 @@ def _steps(built: Built) -> list[_Step]:
         losses = tuple((i, weight) for i, weight in enumerate(weights) if weight)
         down = () if built.graph.force_backward else node.propagate_down
         stopped = tuple(i for i, wanted in enumerate(down) if not wanted)
-        steps.append(
-            _Step(made.layer, node.bottoms, made.tops, losses, stopped, node.name, node.span)
-        )
+        steps.append(_Step(made.layer, node.bottoms, made.tops, losses, stopped, node.name, node.span))
     return steps
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 
 from cortado.prototxt_like.message import Field, Message, Scalar
 from cortado.prototxt_like.source import Errors, closest, did_you_mean
@@ -79,7 +80,7 @@ class _Trunk:
     def branch(self, branch: int) -> Iterator[Message]:
         for layer in self.layers:
             twin = Message(layer.span)
-            names = iter(range(len(layer.fields)))
+            indices = count()
             for field in layer:
                 value = field.value
                 if isinstance(value, Scalar) and field.name in ("bottom", "top"):
@@ -87,20 +88,20 @@ class _Trunk:
                 elif isinstance(value, Scalar) and field.name == "name" and branch:
                     value = self.suffixed(value)
                 elif isinstance(value, Message) and field.name == "param":
-                    value = _named(value, param_name(layer.text("name"), next(names)))
+                    value = _named(value, layer, next(indices))
                 twin.fields.append(Field(field.name, value, field.span))
-            if branch:
-                twin.add("twin_of", layer.text("name"), layer.span)
+            if branch and (names := texts(layer, "name")):
+                twin.fields.append(Field("twin_of", names[-1], layer.span))
             yield twin
 
 
-def _named(param: Message, name: str) -> Message:
-    if "name" in param:
+def _named(param: Message, layer: Message, index: int) -> Message:
+    """The ``param`` block with a name to share by."""
+    names = texts(layer, "name")
+    if "name" in param or not names:
         return param
-    named = Message(param.span)
-    named.add("name", name)
-    named.fields.extend(param.fields)
-    return named
+    name = Scalar(param_name(names[-1].text, index), param.span, names[-1].quoted)
+    return Message(param.span, [Field("name", name, param.span), *param.fields])
 
 
 def _expand_entry(entry: Message, outside: list[Message], errors: Errors) -> list[Message]:
@@ -130,12 +131,13 @@ def _read(block: Message, errors: Errors) -> _Trunk:
     layers = []
     for field in block.all("layer"):
         if not isinstance(field.value, Message) or "siamese" in field.value:
-            errors.add("a trunk's layer is a block of fields, and no trunk itself", field.span)
+            errors.add("a trunk's layer is a block of fields, and no trunk itself", field.value.span)
         else:
             layers.append(field.value)
     suffix = block.text("suffix", "_p")
     if not suffix:
-        errors.add("siamese suffix is empty: the twins would have one name", block.span)
+        place = texts(block, "suffix")[-1].span
+        errors.add("siamese suffix is empty: the twins would have one name", place)
     return _Trunk(suffix, _pairs(block, "input", errors), _pairs(block, "output", errors), layers)
 
 
@@ -154,28 +156,17 @@ def _pairs(block: Message, name: str, errors: Errors) -> dict[str, list[Scalar]]
             if len(pairs[blob]) != 2:
                 place = field.value.all(blob)[0].span
                 got = f"got {len(pairs[blob])}"
-                errors.add(f'siamese {name} "{blob}" needs two names, one for each branch, {got}', place)
+                errors.add(
+                    f'siamese {name} "{blob}" needs two names, one for each branch, {got}', place
+                )
     return pairs
 
 
 def _check(trunk: _Trunk, block: Message, outside: list[Message], errors: Errors) -> None:
-    made = dict.fromkeys(trunk.inputs, block.span)
-    read = set()
-    for layer in trunk.layers:
-        for bottom in texts(layer, "bottom"):
-            read.add(bottom.text)
-            if bottom.text not in made:
-                near = closest(bottom.text, made)
-                hint = f'did you mean "{near}"? ' if near else ""
-                hint += "a blob from outside of the trunk is listed in input"
-                errors.add(
-                    f'trunk layer "{layer.text("name")}" reads "{bottom.text}", which neither the '
-                    "trunk's inputs nor its layers above produce",
-                    bottom.span,
-                    hint,
-                )
-        made.update((top.text, top.span) for top in texts(layer, "top"))
+    read = {bottom.text for layer in trunk.layers for bottom in texts(layer, "bottom")}
     produced = {top.text for layer in trunk.layers for top in texts(layer, "top")}
+    if "input" in block:
+        _check_bottoms(trunk, errors)
     for name, field in _entries(block, "input"):
         if trunk.layers and name not in read:
             errors.add(f'siamese input "{name}" is read by no layer of the trunk', field.span)
@@ -183,7 +174,23 @@ def _check(trunk: _Trunk, block: Message, outside: list[Message], errors: Errors
         if trunk.layers and name not in produced:
             hint = did_you_mean(name, produced, "the trunk's blobs")
             errors.add(f'siamese output "{name}" is no blob of the trunk', field.span, hint)
-    _check_suffix(trunk, produced, outside, errors)
+    _check_suffix(trunk, outside, errors)
+
+
+def _check_bottoms(trunk: _Trunk, errors: Errors) -> None:
+    made = set(trunk.inputs)
+    for layer in trunk.layers:
+        for bottom in texts(layer, "bottom"):
+            if bottom.text not in made:
+                near = closest(bottom.text, made)
+                hint = f'did you mean "{near}"? ' if near else ""
+                errors.add(
+                    f'trunk layer "{layer.text("name")}" reads "{bottom.text}", which neither the '
+                    "trunk's inputs nor its layers above produce",
+                    bottom.span,
+                    hint + "a blob from outside of the trunk is listed in input",
+                )
+        made.update(top.text for top in texts(layer, "top"))
 
 
 def _entries(block: Message, name: str) -> Iterator[tuple[str, Field]]:
@@ -193,7 +200,7 @@ def _entries(block: Message, name: str) -> Iterator[tuple[str, Field]]:
             yield from seen.items()
 
 
-def _check_suffix(trunk: _Trunk, produced: set[str], outside: list[Message], errors: Errors) -> None:
+def _check_suffix(trunk: _Trunk, outside: list[Message], errors: Errors) -> None:
     """No name of the second branch may be one that the spec gives to something else."""
     everything = [*trunk.layers, *outside]
     for kind, field in (("layer", "name"), ("blob", "top")):

@@ -146,7 +146,7 @@ class _Parser:
 
     def string(self) -> Scalar:
         span = self.span()
-        raw = b""
+        raw = bytearray()
         while quote := _STRING.get(self.peek()):
             found = quote.match(self.text, self.pos)
             if not found:
@@ -158,9 +158,9 @@ class _Parser:
         except UnicodeDecodeError:
             raise SpecError("the string's escapes are not UTF-8", span) from None
 
-    def unescape(self, body: str, start: int) -> bytes:
+    def unescape(self, body: str, start: int) -> bytearray:
         """The string's bytes: an octal or hexadecimal escape is one byte of UTF-8."""
-        raw, done = b"", 0
+        raw, done = bytearray(), 0
         for escape in _ESCAPE.finditer(body):
             raw += body[done : escape.start()].encode("utf-8", "surrogatepass")
             done = escape.end()
@@ -168,7 +168,9 @@ class _Parser:
                 raw += _unescaped(escape)
             except (KeyError, ValueError, OverflowError):
                 where = self.at(start + escape.start())
-                raise SpecError(f'"{escape[0]}" is not an escape', where, r"a backslash is written \\") from None
+                raise SpecError(
+                    f'"{escape[0]}" is not an escape', where, r"a backslash is written \\"
+                ) from None
         return raw + body[done:].encode("utf-8", "surrogatepass")
 
 

@@ -27,14 +27,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file's name as the user gave it, and its text, whose lines all end in ``\\n``."""
+    """A file's name as the user gave it, and its text, without a byte order mark and with every line
+    ended by ``\\n``."""
 
     name: str
     text: str = field(repr=False)
 
     def __post_init__(self) -> None:
         # A lone \r ends a line for YAML and not for others: with one kind of line end all count alike.
-        text = self.text.replace("\r\n", "\n").replace("\r", "\n")
+        text = self.text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
         object.__setattr__(self, "text", text)
 
     @classmethod
@@ -52,11 +53,11 @@ class Source:
         if len(raw) > MAX_BYTES:
             raise SpecError(f"the file is larger than {MAX_BYTES // 2**20} MiB", nowhere)
         try:
-            text = raw.decode("utf-8-sig")
+            text = raw.decode("utf-8")
         except UnicodeDecodeError as error:
-            good = cls(str(path), error.object[: error.start].decode("utf-8"))
-            byte = error.object[error.start]
-            raise SpecError(f"not UTF-8: byte 0x{byte:02x}", good.at(len(good.text))) from None
+            good = cls(str(path), raw[: error.start].decode("utf-8"))
+            byte = f"byte 0x{raw[error.start]:02x}"
+            raise SpecError(f"not UTF-8: {byte}", good.at(len(good.text))) from None
         if not text.strip():
             raise SpecError("the file is empty", nowhere)
         return cls(str(path), text)

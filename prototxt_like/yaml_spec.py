@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import yaml
 
@@ -23,10 +24,14 @@ Node = Scalar | Message
 Value = Node | list[Node]
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_UNPRINTABLE = re.compile("[^\t\n\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+# What YAML does not allow, and what no editor shows: a byte order mark, the line ends of Unicode.
+_UNPRINTABLE = re.compile(
+    "[^\t\n\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
+)
+_ONLY_QUOTED = re.compile(r"[\n\t]|^-$|^---|^\.\.\.")
 _WORD = re.compile(r"[-+.]?\w[\w./+-]*", re.ASCII)
 _CORE = "tag:yaml.org,2002:"
-_HARMLESS = {None, *(_CORE + name for name in ("str", "int", "float", "bool", "null", "seq", "map"))}
+_HARMLESS = {_CORE + name for name in ("str", "int", "float", "bool", "null", "seq", "map")}
 
 
 def parse(source: Source) -> Message:
@@ -66,11 +71,14 @@ class _Reader:
         try:
             return next(self.events)
         except yaml.MarkedYAMLError as error:
-            hint = f"{error.context} that starts at {self.at(error.context_mark)}" if error.context else ""
-            where = self.at(error.problem_mark or error.context_mark)
+            where, start = (
+                self.at(error.problem_mark),
+                error.context_mark and self.at(error.context_mark),
+            )
+            hint = f"{error.context} that starts at {start}" if start and start != where else ""
             raise SpecError(f"not YAML: {error.problem}", where, hint) from None
 
-    def at(self, mark: yaml.Mark) -> Span:
+    def at(self, mark: Any) -> Span:
         return Span(self.source, mark.line + 1, mark.column + 1)
 
     def span(self, event: yaml.Event) -> Span:
@@ -80,11 +88,9 @@ class _Reader:
         span = self.span(event)
         _limit(depth, span)
         if isinstance(event, yaml.AliasEvent):
-            return self.alias(event.anchor, span, depth)
+            return self.alias(event.anchor or "", span, depth)
         assert isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent)
-        if event.tag not in _HARMLESS:
-            tag = event.tag.replace(_CORE, "!!")
-            self.errors.add(f'the tag "{tag}" is refused', span, "a value's type is its field's own")
+        self.check_tag(event.tag, span)
         value: Value
         if isinstance(event, yaml.ScalarEvent):
             value = _scalar(event, span)
@@ -95,6 +101,11 @@ class _Reader:
         if event.anchor:
             self.anchors[event.anchor] = value
         return value
+
+    def check_tag(self, tag: str | None, span: Span) -> None:
+        if tag and tag not in _HARMLESS:
+            hint = "a value's type is its field's; a spec constructs nothing"
+            self.errors.add(f'the tag "{tag.replace(_CORE, "!!")}" is refused', span, hint)
 
     def sequence(self, depth: int) -> list[Node]:
         items: list[Node] = []
@@ -109,7 +120,8 @@ class _Reader:
     def mapping(self, span: Span, depth: int) -> Message:
         entries: dict[str, tuple[Span, Value]] = {}
         while not isinstance(event := self.next(), yaml.MappingEndEvent):
-            key, where = self.key(event), self.span(event)
+            where = self.span(event)
+            key = self.key(event, where)
             value = self.node(self.next(), depth + 1)
             if key in entries:
                 hint = f"several values make a list: {key}: [a, b]"
@@ -124,10 +136,11 @@ class _Reader:
                 message.fields += [Field(name, node, where) for node in _nodes(value)]
         return message
 
-    def key(self, event: yaml.Event) -> str:
-        if isinstance(event, yaml.ScalarEvent) and event.value and event.tag in _HARMLESS:
-            return event.value
-        raise SpecError("expected a field's name", self.span(event))
+    def key(self, event: yaml.Event, span: Span) -> str:
+        if not isinstance(event, yaml.ScalarEvent) or not event.value:
+            raise SpecError("expected a field's name", span)
+        self.check_tag(event.tag, span)
+        return event.value
 
     def merged(self, bases: Iterable[Node], where: Span, taken: set[str]) -> Iterator[Field]:
         """The fields of ``<<``: those that the mapping, or an earlier base, does not give itself."""
@@ -164,9 +177,10 @@ def _limit(depth: int, span: Span) -> None:
 
 
 def _scalar(event: yaml.ScalarEvent, span: Span) -> Scalar:
-    """Quoted, of several lines or tagged ``!!str``, a text is a string and can be nothing else."""
+    """Quoted or tagged ``!!str`` a text is a string and nothing else; so is one of several lines, or
+    like YAML's own marks, which only quotes can write everywhere."""
     quoted = event.style in ("'", '"', "|", ">") if event.tag is None else event.tag == _CORE + "str"
-    return Scalar(event.value, span, quoted or "\n" in event.value)
+    return Scalar(event.value, span, quoted or bool(_ONLY_QUOTED.search(event.value)))
 
 
 def _nodes(value: Value) -> list[Node]:
@@ -185,16 +199,16 @@ def dump(message: Message) -> str:
 def _document(message: Message) -> Iterator[yaml.Event]:
     yield yaml.StreamStartEvent()
     yield yaml.DocumentStartEvent(explicit=False)
-    yield from _mapping(message)
+    yield from _mapping(message, flow=not message.fields)
     yield yaml.DocumentEndEvent(explicit=False)
     yield yaml.StreamEndEvent()
 
 
-def _mapping(message: Message) -> Iterator[yaml.Event]:
+def _mapping(message: Message, flow: bool) -> Iterator[yaml.Event]:
     repeated: dict[str, list[Node]] = {}
     for field in message:
         repeated.setdefault(field.name, []).append(field.value)
-    yield yaml.MappingStartEvent(None, None, True, flow_style=_fits([f.value for f in message]))
+    yield yaml.MappingStartEvent(None, None, True, flow_style=flow)
     for name, nodes in repeated.items():
         yield _text(name)
         yield from _emit(nodes[0]) if len(nodes) == 1 else _sequence(nodes)
@@ -210,12 +224,12 @@ def _sequence(nodes: Sequence[Node]) -> Iterator[yaml.Event]:
 
 def _emit(node: Node) -> Iterator[yaml.Event]:
     if isinstance(node, Message):
-        return _mapping(node)
+        return _mapping(node, flow=_fits([field.value for field in node]))
     return iter([_text(node.text, node.quoted)])
 
 
 def _text(text: str, quoted: bool = False) -> yaml.Event:
-    return yaml.ScalarEvent(None, None, (not quoted, quoted), text, style='"' if quoted else None)
+    return yaml.ScalarEvent(None, None, (True, True), text, style='"' if quoted else None)
 
 
 def _fits(nodes: Sequence[Node]) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -64,7 +65,7 @@ class LayerSuite:
     # ---------------------------------------------------------------- what subclasses may use
 
     def samples(self, size: str = "small") -> list[Sample]:
-        return self.layer.samples(size, np.random.default_rng(SEED))
+        return _samples(self.layer, size)
 
     def differentiable(self, size: str = "small") -> list[Sample]:
         return [sample for sample in self.samples(size) if sample.differentiable]
@@ -147,24 +148,23 @@ class LayerSuite:
 
     def test_directional_at_paper_size(self) -> None:
         for sample in self.differentiable("paper"):
-            self.checked(directional, sample, threshold=self.gradient_threshold)
+            self.checked(directional, sample, threshold=self.gradient_threshold, directions=1)
 
     @pytest.mark.parametrize("name", MUTANTS)
     def test_mutants_are_caught(self, name: str) -> None:
         for sample in self.differentiable():
-            mutate = dict.fromkeys(sample.differentiable, MUTANTS[name])
-            self._caught(sample, mutate)
+            self._caught(directional, sample, dict.fromkeys(sample.differentiable, MUTANTS[name]))
+        for sample in self.differentiable()[:1]:
+            self._caught(torch_gradcheck, sample, dict.fromkeys(sample.differentiable, MUTANTS[name]))
 
     def test_a_dropped_gradient_is_caught(self) -> None:
         for sample in self.differentiable():
             for i in sample.differentiable:
-                self._caught(sample, {i: torch.zeros_like})
+                self._caught(directional, sample, {i: torch.zeros_like})
 
-    def _caught(self, sample: Sample, mutate: dict[int, Callable[[Tensor], Tensor]]) -> None:
-        with pytest.raises(GradientError):
-            self.checked(directional, sample, threshold=self.gradient_threshold, mutate=mutate)
-        with pytest.raises(RuntimeError, match="Jacobian mismatch"):
-            self.checked(torch_gradcheck, sample, mutate=mutate)
+    def _caught(self, check: Callable[..., Any], sample: Sample, mutate: dict[int, Any]) -> None:
+        with pytest.raises((GradientError, RuntimeError), match=r"gradient is off|Jacobian mismatch"):
+            self.checked(check, sample, mutate=mutate)
 
     def test_non_contiguous(self) -> None:
         for sample in self.samples():
@@ -214,7 +214,12 @@ class LayerSuite:
         from cortado.prototxt_like.bind import bind, unbind
 
         for params in [sample.params for sample in self.samples()]:
-            assert bind(type(params), unbind(params), what=self.layer.type) == params
+            assert bind(type(params), unbind(params), what=self.layer.type_name) == params
+
+
+@lru_cache(maxsize=2)
+def _samples(layer: type[Layer], size: str) -> list[Sample]:
+    return layer.samples(size, np.random.default_rng(SEED))
 
 
 class Mutant(torch.autograd.Function):
@@ -252,7 +257,7 @@ def close(found: Tensor, wanted: Any, tolerance: float, what: str) -> None:
     """Within ``tolerance`` of the largest finite magnitude; NaN and infinity where wanted."""
     wanted = torch.as_tensor(wanted).double().cpu()
     assert tuple(found.shape) == tuple(wanted.shape), f"{what}: {found.shape} for {wanted.shape}"
-    found = found.double().cpu()
+    found = found.detach().double().cpu()
     finite = wanted.isfinite()
     assert torch.equal(found.isfinite(), finite), f"{what}: finite elsewhere than wanted"
     if not finite.any():

@@ -6,7 +6,9 @@ they are called in the spec and prints those names instead (:meth:`BlobError.nam
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 
@@ -58,3 +60,79 @@ def canonical_axis(axis: int, **blob: Sequence[int]) -> int:
     if not -len(shape) <= axis < len(shape):
         raise BlobError(f"{{{name}}} has no axis {axis}", **blob)
     return axis % len(shape)
+
+
+def expect_same_device(**tensors: torch.Tensor) -> None:
+    """All tensors are on one device."""
+    if len({tensor.device for tensor in tensors.values()}) > 1:
+        found = ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items())
+        raise TypeError(f"expected one device, got {found}")
+
+
+# Values. A wrong value on the CPU is raised at once. On a CUDA device it is noted in a flag that
+# follows the computation: a forward never waits for the device, so the error comes with the next
+# check that finds the flag arrived, with settle(), or at once under ``with checks(True)``.
+
+
+class _Pending(NamedTuple):
+    flag: torch.Tensor
+    arrived: torch.cuda.Event
+    message: str
+
+
+_pending: list[_Pending] = []
+_at_once = False
+
+
+@contextmanager
+def checks(at_once: bool = True) -> Iterator[None]:
+    """Whether wrong values in CUDA tensors raise at once (which waits for the device) or later."""
+    global _at_once
+    before, _at_once = _at_once, at_once
+    try:
+        yield
+    finally:
+        _at_once = before
+
+
+def value_flag(like: torch.Tensor) -> torch.Tensor:
+    """A zero int32 [1] beside ``like``, that a kernel sets to non-zero where a value is wrong."""
+    return torch.zeros(1, dtype=torch.int32, device=like.device)
+
+
+def raise_if(flag: torch.Tensor, message: str) -> None:
+    """Raise ValueError(message) if the one element of ``flag`` is not zero: now, or later on CUDA."""
+    if not flag.is_cuda or _at_once:
+        if flag.item():
+            raise ValueError(message)
+        return
+    if torch.cuda.is_current_stream_capturing():
+        return  # a graph replays without Python: nobody could raise
+    with torch.cuda.device(flag.device):
+        arrived = torch.cuda.Event()
+        copy = torch.empty(1, dtype=flag.dtype, pin_memory=True)
+        copy.copy_(flag, non_blocking=True)
+        arrived.record()
+    _pending.append(_Pending(copy, arrived, message))
+    _raise_arrived()
+
+
+def expect_finite(what: str, values: torch.Tensor) -> None:
+    """Raise ValueError unless all values are finite: now, or later on CUDA."""
+    raise_if((~torch.isfinite(values)).any().reshape(1), f"expected finite {what}")
+
+
+def settle() -> None:
+    """Wait for the checks under way and raise the first that failed."""
+    for check in _pending:
+        check.arrived.synchronize()
+    _raise_arrived()
+
+
+def _raise_arrived() -> None:
+    arrived = [check for check in _pending if check.arrived.query()]
+    for check in arrived:
+        _pending.remove(check)
+    for check in arrived:
+        if check.flag.item():
+            raise ValueError(check.message)

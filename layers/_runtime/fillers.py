@@ -111,7 +111,7 @@ def _bilinear(blob: Tensor, filler: FillerParams, generator: torch.Generator | N
     if blob.dim() != 4 or blob.shape[2] != blob.shape[3]:
         raise ValueError(f"bilinear filler: a square 4-D weight is needed, not {list(blob.shape)}")
     factor = math.ceil(blob.shape[3] / 2)
-    centre = (2 * factor - 1 - factor % 2) / (2 * factor)
+    centre = (blob.shape[3] - 1) / (2 * factor)
     tent = 1 - (torch.arange(blob.shape[3]) / factor - centre).abs()
     blob.copy_(tent[:, None] * tent)
 

@@ -9,20 +9,12 @@ shifts its map. Points outside of the map are read at its nearest border point. 
 
 from __future__ import annotations
 
-import enum
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .checks import BlobError
-
-
-class Interpolation(enum.Enum):
-    """How a map is read between its cells."""
-
-    NEAREST = 0
-    BILINEAR = 1
 
 
 class Corners(NamedTuple):
@@ -52,12 +44,12 @@ def corners(
     width: int,
     factor: float,
     offset: float = 0.0,
-    mode: Interpolation = Interpolation.BILINEAR,
+    bilinear: bool = True,
 ) -> Corners:
     """The cells of a ``height`` x ``width`` map that image points ``xy`` ``[N, P, 2]`` read."""
     u, v = to_cells(xy, factor, offset).nan_to_num(nan=0.0).unbind(-1)
     u, v = u.clamp(0, width - 1), v.clamp(0, height - 1)
-    if mode is Interpolation.NEAREST:
+    if not bilinear:
         index = (v + 0.5).floor().long() * width + (u + 0.5).floor().long()
         return Corners(index[:, None], torch.ones_like(u)[:, None])
     left, top = u.floor(), v.floor()
@@ -73,21 +65,22 @@ def corners(
 
 def nearest_cells(xy: Tensor, height: int, width: int, factor: float, offset: float = 0.0) -> Tensor:
     """The index ``[N, P]`` of the cell nearest to each image point ``xy`` ``[N, P, 2]``."""
-    return corners(xy, height, width, factor, offset, Interpolation.NEAREST).index[:, 0]
+    return corners(xy, height, width, factor, offset, bilinear=False).index[:, 0]
 
 
 def read(feature: Tensor, at: Corners) -> Tensor:
     """The map ``[N, C, H, W]`` at the points: ``[N, C, P]``, in float32 or wider."""
-    n, channels = feature.shape[:2]
-    k, p = at.index.shape[1:]
-    cells = feature.flatten(2)
-    values = cells.gather(2, at.index.reshape(n, 1, k * p).expand(n, channels, k * p))
-    values = values.to(_wide(feature.dtype))
-    if k == 1:
-        return values
-    values = values.reshape(n, channels, k, p).mul_(at.weight[:, None].to(values.dtype))
-    total = values[:, :, 0] + values[:, :, 1]
-    return total.add_(values[:, :, 2]).add_(values[:, :, 3])
+    order = _along_memory(at)
+    index, weight = _take(at.index, order), _take(at.weight, order)
+    n, k, p = index.shape
+    channels = feature.shape[1]
+    index = index.reshape(n, 1, k * p).expand(n, channels, k * p)
+    cells = feature.flatten(2).gather(2, index).to(_wide(feature.dtype)).view(n, channels, k, p)
+    weight = weight.to(cells.dtype)[:, None]
+    total = cells[:, :, 0] * weight[:, :, 0]
+    for corner in range(1, k):
+        total.addcmul_(cells[:, :, corner], weight[:, :, corner])
+    return _take(total, order.argsort(1))
 
 
 def scatter(top: Tensor, at: Corners, height: int, width: int) -> Tensor:
@@ -95,20 +88,30 @@ def scatter(top: Tensor, at: Corners, height: int, width: int) -> Tensor:
 
     In float32 or wider, and in a fixed order on every device.
     """
-    n, channels, p = top.shape
-    k = at.index.shape[1]
-    values = top.to(_wide(top.dtype))
-    if k > 1:
-        values = values[:, :, None] * at.weight[:, None].to(values.dtype)
-    values = values.reshape(n, channels, k * p)
-    index = at.index.reshape(n, k * p)
+    order = _along_memory(at)
+    index, weight = _take(at.index, order), _take(at.weight, order)
+    n, k, p = index.shape
+    channels = top.shape[1]
+    index = index.reshape(n, k * p)
+    values = _take(top.to(_wide(top.dtype)), order)[:, :, None]
+    values = (values * weight.to(values.dtype)[:, None]).view(n, channels, k * p)
     cells = values.new_zeros(n, channels, height * width)
     if top.is_cuda:  # scatter_add_ has no fixed order there; index_put_ sorts
         image = torch.arange(n, device=top.device)[:, None].expand_as(index)
         cells.transpose(1, 2).index_put_((image, index), values.transpose(1, 2), accumulate=True)
     else:
         cells.scatter_add_(2, index[:, None].expand(n, channels, k * p), values)
-    return cells.reshape(n, channels, height, width)
+    return cells.view(n, channels, height, width)
+
+
+def _along_memory(at: Corners) -> Tensor:
+    """The points in the order of their cells: a walk along memory is several times faster."""
+    return at.index[:, 0].argsort(dim=1, stable=True)
+
+
+def _take(x: Tensor, order: Tensor) -> Tensor:
+    """``x`` ``[N, K, P]`` with its points in the order ``[N, P]``."""
+    return x.gather(2, order[:, None].expand_as(x))
 
 
 def expect_finite(points: Tensor, **tables: Tensor) -> None:

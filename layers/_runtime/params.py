@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
+
+Member = TypeVar("Member", bound=Enum)
 
 
 def param(
@@ -45,3 +47,12 @@ class Engine(Enum):
     DEFAULT = 0
     CAFFE = 1
     CUDNN = 2
+
+
+def choice(kind: type[Member], value: Member | str, name: str) -> Member:
+    """The member of an enum given by itself or by its name, as functional forms take it."""
+    if isinstance(value, kind):
+        return value
+    if value not in kind.__members__:
+        raise ValueError(f'{name}: expected one of {", ".join(kind.__members__)}, got "{value}"')
+    return kind[str(value)]

@@ -34,4 +34,5 @@ def normal(rng: np.random.Generator, shape: tuple[int, ...]) -> torch.Tensor:
 def distinct(rng: np.random.Generator, shape: tuple[int, ...]) -> torch.Tensor:
     """Different values in (-1, 1), none of them 0, in random order: no ties, no sign to change."""
     count = int(np.prod(shape))
-    return torch.from_numpy((2 * rng.permutation(count) + 1 - count + (count % 2)) / (count + 1)).view(shape)
+    odd = 2 * rng.permutation(count) + 1 - count + count % 2
+    return torch.from_numpy(odd / (count + 1)).view(shape)

@@ -203,8 +203,9 @@ class CorrespondencePairs(Layer):
         super().__init__(params, bottom_shapes, generator)
         if params.transform_param.crop_size < 2:
             raise ValueError("CorrespondencePairs needs transform_param.crop_size, the views' side")
-        drawn = int(torch.randint(2**31, (), generator=generator))
-        self.seed = params.seed if params.seed >= 0 else drawn
+        self.seed = params.seed
+        if self.seed < 0:
+            self.seed = int(torch.randint(2**31, (), generator=generator))
         self.position = 0  # samples given so far
         self.photographs: list[torch.Tensor] = []
 
@@ -221,11 +222,11 @@ class CorrespondencePairs(Layer):
             self.photographs = [torch.from_numpy(image.transpose(2, 0, 1).copy()) for image in images]
         samples = [self.sample(self.position + i) for i in range(self.params.batch_size)]
         self.position += self.params.batch_size
-        image1, image2, pairs, count = zip(*samples, strict=True)
-        images = (
-            transform(torch.stack(views), self.params.transform_param) for views in (image1, image2)
-        )
-        return *images, torch.stack(pairs), torch.tensor(count, dtype=torch.float32)[:, None]
+        first, second, pairs, count = zip(*samples, strict=True)
+        image1 = transform(torch.stack(first), self.params.transform_param)
+        image2 = transform(torch.stack(second), self.params.transform_param)
+        num_pairs = torch.tensor(count, dtype=torch.float32)[:, None]
+        return image1, image2, torch.stack(pairs), num_pairs
 
     def sample(self, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
         """Views [3, S, S] in 0..255, pair table and number of pairs of one sample."""

@@ -40,7 +40,10 @@ def infer(params: Params, *bottoms: Shape) -> tuple[Shape, ...]:
     first = bottoms[0]
     axis = canonical_axis(params.along, bottom0=first)
     for i, shape in enumerate(bottoms[1:], 1):
-        if len(shape) != len(first) or shape[:axis] + shape[axis + 1 :] != first[:axis] + first[axis + 1 :]:
+        if (
+            len(shape) != len(first)
+            or shape[:axis] + shape[axis + 1 :] != first[:axis] + first[axis + 1 :]
+        ):
             raise BlobError(
                 f"bottoms may differ along axis {axis} only: {{bottom0}}, {{bottom{i}}}",
                 **{"bottom0": first, f"bottom{i}": shape},
@@ -56,6 +59,7 @@ class Concat(Layer):
     infer = staticmethod(infer)
 
     def forward(self, *bottoms: Tensor) -> Tensor:
+        infer(self.params, *(tuple(bottom.shape) for bottom in bottoms))
         return torch.cat(bottoms, self.params.along)
 
     @staticmethod

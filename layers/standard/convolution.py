@@ -13,6 +13,8 @@ positions, where extent = dilation (kernel - 1) + 1. Blobs: weight [num_output, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +63,7 @@ class Params:
             if (h is None) != (w is None) and stem != "pad":
                 raise ValueError(f"{stem}_h and {stem}_w go together")
         if not self.kernel_size and self.kernel_h is None:
-            raise ValueError("convolution needs kernel_size, or kernel_h and kernel_w")
+            raise ValueError("give kernel_size, or kernel_h and kernel_w")
         if self.num_output % self.group:
             raise ValueError(f"num_output {self.num_output} is not a multiple of group {self.group}")
 
@@ -155,14 +157,15 @@ class _Convolving(Layer):
 
     def __init__(
         self,
-        params: Params,
+        params: Any,
         bottom_shapes: tuple[Shape, ...],
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(params, bottom_shapes, generator)
         self.axis, lengths = _spatial(params, bottom_shapes)
         self.window = window(params, len(lengths))
-        rows, columns = params.num_output, bottom_shapes[0][self.axis]
+        self.channels = bottom_shapes[0][self.axis]
+        rows, columns = params.num_output, self.channels
         if self.deconvolves:
             rows, columns = columns, rows
         shape = (rows, columns // params.group, *self.window.kernel)
@@ -173,11 +176,18 @@ class _Convolving(Layer):
         )
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        self.infer(self.params, *(tuple(bottom.shape) for bottom in bottoms))
+        channels, taken = bottoms[0].shape[self.axis], self.channels
+        if channels != taken:
+            raise BlobError(
+                f"{{bottom0}} has {channels} channels, the weight takes {taken}",
+                bottom0=bottoms[0].shape,
+            )
         return tuple(self._convolve(bottom) for bottom in bottoms)
 
     def _convolve(self, bottom: Tensor) -> Tensor:
         lead, w, group = bottom.shape[: self.axis], self.window, self.params.group
-        x = bottom.reshape(-1, *bottom.shape[self.axis :])
+        x = bottom.reshape(prod(lead), *bottom.shape[self.axis :])
         if self.deconvolves:
             deconvolve = DECONVOLVE[len(w.kernel)]
             top = deconvolve(x, self.weight, self.bias, w.stride, w.pad, 0, group, w.dilation)

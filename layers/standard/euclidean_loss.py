@@ -33,6 +33,7 @@ class EuclideanLoss(Layer):
     infer = staticmethod(infer)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        infer(self.params, a.shape, b.shape)
         difference = (a - b.reshape(a.shape)).flatten()
         if a.dtype in (torch.float16, torch.bfloat16):
             difference = difference.float()

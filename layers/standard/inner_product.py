@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ class InnerProduct(Layer):
 
     def __init__(
         self,
-        params: Params,
+        params: Any,
         bottom_shapes: tuple[Shape, ...],
         generator: torch.Generator | None = None,
     ) -> None:

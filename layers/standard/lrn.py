@@ -14,13 +14,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
-from .._runtime.checks import Shape, expect_axes
+from .._runtime import cuda
+from .._runtime.checks import Shape, expect_axes, expect_floating
+from .._runtime.dispatch import use_cuda
 from .._runtime.layer import Layer
 from .._runtime.params import Engine, param
 from .._runtime.registry import register
@@ -47,7 +50,7 @@ class Params:
 
     def __post_init__(self) -> None:
         if self.local_size % 2 == 0:
-            raise ValueError(f"LRN takes an odd local_size, not {self.local_size}")
+            raise ValueError(f"local_size must be odd, got {self.local_size}")
 
     @property
     def window_axes(self) -> tuple[int, ...]:
@@ -99,24 +102,77 @@ def backward(grad: Tensor, x: Tensor, scale: Tensor, params: Params) -> Tensor:
     return direct.addcmul_(cross, x, value=-2 * params.alpha * params.beta)
 
 
+kernels = cuda.Kernels(__file__)
+WINDOWS = (3, 5, 7, 9)
+
+
+def has_kernel(x: Tensor, params: Params) -> bool:
+    across = params.norm_region is NormRegion.ACROSS_CHANNELS
+    return across and params.local_size in WINDOWS and use_cuda(x)
+
+
+def forward_cuda(x: Tensor, params: Params) -> Tensor:
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    kernels.launch("lrn_forward", x=x, y=y, **_launch(x, params))
+    return y
+
+
+def backward_cuda(grad: Tensor, x: Tensor, params: Params) -> Tensor:
+    x = x.contiguous()
+    gradient = torch.empty_like(x)
+    kernels.launch(
+        "lrn_backward", top_gradient=grad.contiguous(), x=x, gradient=gradient, **_launch(x, params)
+    )
+    return gradient
+
+
+def _launch(x: Tensor, params: Params) -> dict[str, Any]:
+    """Spans of channels short enough to fill the device once, but not shorter than 16."""
+    images, channels, height, width = x.shape
+    threads, locations = cuda.threads(256), height * width
+    wanted = cuda.multiprocessors(x.device) * 2048
+    span = max(16, channels * images * locations // wanted)
+    rows = images * -(-channels // span)
+    return {
+        "grid": (cuda.blocks(locations, threads), min(rows, 2**16 - 1)),
+        "block": threads,
+        "constants": {"WINDOW": params.local_size},
+        "images": images,
+        "channels": channels,
+        "locations": locations,
+        "span": span,
+        "k": params.k,
+        "ratio": params.alpha / params.local_size,
+        "beta": params.beta,
+    }
+
+
 class Function(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, params: Params) -> tuple[Tensor, Tensor]:
+        if has_kernel(x, params):
+            return forward_cuda(x, params), x.new_empty(0)  # its backward needs no scale
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         top, scale = forward(wide, params)
         return top.to(x.dtype), scale
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple, output: tuple) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         x, ctx.params = inputs
         ctx.save_for_backward(x, output[1])
         ctx.mark_non_differentiable(output[1])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor, _: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None]:
         x, scale = ctx.saved_tensors
-        return backward(grad.to(scale.dtype), x.to(scale.dtype), scale, ctx.params).to(x.dtype), None
+        if has_kernel(x, ctx.params):
+            return backward_cuda(grad, x, ctx.params), None
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        if scale.numel() != x.numel():
+            scale = forward(wide, ctx.params)[1]
+        return backward(grad.to(wide.dtype), wide, scale, ctx.params).to(x.dtype), None
 
 
 @register("LRN", bottoms=1, tops=1)
@@ -128,6 +184,8 @@ class LRN(Layer):
     infer = staticmethod(infer)
 
     def forward(self, bottom: Tensor) -> Tensor:
+        infer(self.params, bottom.shape)
+        expect_floating(bottom=bottom)
         top, _ = Function.apply(bottom, self.params)
         return top
 
@@ -137,11 +195,10 @@ class LRN(Layer):
             scale = 1 if size == "paper" else 2
             shape = (2, 64, 32 * scale, 104 * scale)
             return [Sample(Params(alpha=1e-4), (normal(rng, shape),), name="norm1")]
-        x = normal(rng, (2, 6, 5, 4))
+        x = normal(rng, (2, 6, 3, 2))
         return [
             Sample(Params(alpha=0.7, k=1.5), (x,), name="across"),
             Sample(Params(local_size=3, alpha=0.7, beta=0.6), (x,), name="across, beta 0.6"),
-            Sample(
-                Params(local_size=3, alpha=0.7, norm_region=NormRegion.WITHIN_CHANNEL), (x,), name="within"
-            ),
+            Sample(Params(alpha=0.7), (normal(rng, (1, 37, 1, 3)),), name="across many"),
+            Sample(Params(3, alpha=0.7, norm_region=NormRegion.WITHIN_CHANNEL), (x,), name="within"),
         ]

@@ -17,6 +17,7 @@ STOCHASTIC is refused.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
@@ -71,14 +72,15 @@ class Params:
         if self.pool is PoolMethod.STOCHASTIC:
             raise ValueError("STOCHASTIC pooling is not supported")
         kernel = _pair("kernel_size", self.kernel_size, self.kernel_h, self.kernel_w, "kernel")
+        pads, strides = self.pads, self.strides
         if self.global_pooling and kernel:
             raise ValueError("global_pooling takes no kernel size")
-        if self.global_pooling and (self.pads != (0, 0) or self.strides != (1, 1)):
+        if self.global_pooling and (pads, strides) != ((0, 0), (1, 1)):
             raise ValueError("global_pooling takes no pad and no stride")
         if not self.global_pooling and not kernel:
-            raise ValueError("pooling needs kernel_size, or kernel_h and kernel_w")
-        if kernel and (self.pads[0] >= kernel[0] or self.pads[1] >= kernel[1]):
-            raise ValueError(f"pad {self.pads} must be smaller than the kernel {kernel}")
+            raise ValueError("give kernel_size, or kernel_h and kernel_w")
+        if kernel and (pads[0] >= kernel[0] or pads[1] >= kernel[1]):
+            raise ValueError(f"pad {pads} must be smaller than the kernel {kernel}")
 
     @property
     def pads(self) -> Pair:
@@ -142,23 +144,22 @@ class Windows:
     @property
     def native(self) -> bool:
         """Torch pads at most half a window, and has none that starts beyond the image."""
-        axes = zip(self.kernel, self.stride, self.pad, self.image, self.count, strict=True)
-        return all(2 * p <= k and (o - 1) * s < n + p for k, s, p, n, o in axes)
+        return all(2 * p <= k and (o - 1) * s < n + p for k, s, p, n, o in self._axes())
 
     def padded(self, x: Tensor, value: float) -> Tensor:
         """The image with enough around it that every window lies inside."""
-        (top, left), (bottom, right) = self.pad, (self._far(0), self._far(1))
+        top, left = self.pad
+        bottom, right = (max(0, (o - 1) * s + k - n - p) for k, s, p, n, o in self._axes())
         return F.pad(x, (left, right, top, bottom), value=value)
 
-    def _far(self, axis: int) -> int:
-        end = (self.count[axis] - 1) * self.stride[axis] + self.kernel[axis]
-        return max(0, end - self.image[axis] - self.pad[axis])
+    def _axes(self) -> Iterator[tuple[int, ...]]:
+        return zip(self.kernel, self.stride, self.pad, self.image, self.count, strict=True)
 
     def area(self, like: Tensor) -> Tensor:
         """Caffe's divisor [H', W']: the extent inside image and padding; a count of sorts (it may be
         0 or negative) where the window starts beyond them."""
         extent = []
-        for k, s, p, n, o in zip(self.kernel, self.stride, self.pad, self.image, self.count, strict=True):
+        for k, s, p, n, o in self._axes():
             start = torch.arange(o, device=like.device, dtype=like.dtype) * s - p
             extent.append((start + k).clamp(max=n + p) - start)
         return extent[0][:, None] * extent[1]
@@ -197,9 +198,8 @@ class Pooling(Layer):
 
     def forward(self, bottom: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         p: Params = self.params
-        shape = tuple(bottom.shape)
-        _, _, *count = infer(p, shape)[0]
-        windows = Windows(p.kernel(shape), p.strides, p.pads, shape[2:], tuple(count))
+        top, image = infer(p, bottom.shape)[0], (bottom.shape[2], bottom.shape[3])
+        windows = Windows(p.kernel(bottom.shape), p.strides, p.pads, image, (top[2], top[3]))
         pool = max_pool if p.pool is PoolMethod.MAX else average_pool
         return pool(bottom, windows, ceil=p.round_mode is RoundMode.CEIL)
 

@@ -40,6 +40,7 @@ class Softmax(Layer):
     infer = staticmethod(infer)
 
     def forward(self, bottom: Tensor) -> Tensor:
+        infer(self.params, bottom.shape)
         return bottom.softmax(self.params.axis)
 
     @staticmethod

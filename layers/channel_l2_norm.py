@@ -1,0 +1,209 @@
+"""ChannelL2Norm: each location's vector of channels divided by its Euclidean length.
+
+    top[n, :, i] = x / denominator(|x|),   x = bottom[n, :, i]
+
+Bottom: ``[N, C, ...]``, any floating type. Top: the same shape and type; sums are in float32 or
+wider. ``eps_mode`` chooses the denominator:
+
+=======  ====================  ================  ==================================================
+mode     denominator           source            at x = 0
+=======  ====================  ================  ==================================================
+MAX      max(|x|, eps)         F.normalize       top 0, gradient g / eps (g: the top's gradient)
+SQRT     sqrt(|x|^2 + eps)     SCNet, eps 1e-10  top 0, gradient g / sqrt(eps)
+NONE     |x|                   UCN (Section 4)   top and gradient NaN
+=======  ====================  ================  ==================================================
+
+MAX is the default: it is UCN's formula wherever that is defined, and finite elsewhere.
+
+Backward, with d the denominator: ``dx = (g - x (x . g) / d^2) / d``; for MAX at ``|x| <= eps``
+the denominator is constant and ``dx = g / eps``.
+
+*Differs from the original:* UCN's released layer has no eps (``eps_mode: NONE``).
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ._runtime import autocast, cuda
+from ._runtime.checks import BlobError, Shape, expect_floating
+from ._runtime.dispatch import use_cuda
+from ._runtime.layer import Layer
+from ._runtime.params import choice, param
+from ._runtime.registry import register
+from ._runtime.samples import Sample
+
+
+class EpsilonMode(enum.Enum):
+    """What keeps the denominator from 0."""
+
+    NONE = 0
+    SQRT = 1
+    MAX = 2
+
+
+@dataclass(frozen=True)
+class Params:
+    eps: float = param(1e-12, low=0, doc="SCNet: 1e-10 with SQRT; without meaning for NONE")
+    eps_mode: EpsilonMode = param(EpsilonMode.MAX, doc="where eps enters")
+
+
+def infer(params: Params, bottom: Shape) -> tuple[Shape]:
+    """The bottom's own shape; raises :class:`BlobError` unless it has a channel axis."""
+    if len(bottom) < 2:
+        raise BlobError("expected {bottom} to be [N, C, ...]", bottom=bottom)
+    return (bottom,)
+
+
+def forward(x: Tensor, eps: float, mode: EpsilonMode) -> tuple[Tensor, Tensor]:
+    """The top, and the denominators ``[N, 1, ...]``."""
+    wide = _wide(x)
+    top = wide * wide
+    square = top.sum(1, keepdim=True)
+    if mode is EpsilonMode.SQRT:
+        square += eps
+    denominator = square.sqrt_()
+    if mode is EpsilonMode.MAX:
+        denominator.clamp_(min=eps)
+    return torch.div(wide, denominator, out=top).to(x.dtype), denominator
+
+
+def backward(
+    top_gradient: Tensor, x: Tensor, denominator: Tensor, eps: float, mode: EpsilonMode
+) -> Tensor:
+    """The bottom's gradient."""
+    g, wide = _wide(top_gradient), _wide(x)
+    gradient = wide * g
+    along = gradient.sum(1, keepdim=True).div_(denominator).div_(denominator).neg_()
+    if mode is EpsilonMode.MAX:
+        along.masked_fill_(denominator <= eps, 0)
+    torch.mul(wide, along, out=gradient)
+    return gradient.add_(g).div_(denominator).to(x.dtype)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+kernels = cuda.Kernels(__file__)
+KEPT = 8  # channels a thread keeps in registers (KEEP in the .cu)
+
+
+def forward_cuda(x: Tensor, eps: float, mode: EpsilonMode) -> tuple[Tensor, Tensor]:
+    x = x.contiguous()
+    top = torch.empty_like(x)
+    shape = (x.shape[0], 1, *x.shape[2:])
+    denominator = x.new_empty(shape, dtype=cuda.accumulator_dtype(x.dtype))
+    kernels.launch(
+        "channel_l2_norm_forward",
+        x=x,
+        y=top,
+        denominator=denominator,
+        added=eps if mode is EpsilonMode.SQRT else 0,
+        least=eps if mode is EpsilonMode.MAX else -1,
+        **_launch(x),
+    )
+    return top, denominator
+
+
+def backward_cuda(
+    top_gradient: Tensor, x: Tensor, denominator: Tensor, eps: float, mode: EpsilonMode
+) -> Tensor:
+    x = x.contiguous()
+    gradient = torch.empty_like(x)
+    kernels.launch(
+        "channel_l2_norm_backward",
+        top_gradient=top_gradient.contiguous(),
+        x=x,
+        denominator=denominator,
+        gradient=gradient,
+        least=eps if mode is EpsilonMode.MAX else -1,
+        **_launch(x),
+    )
+    return gradient
+
+
+def _launch(x: Tensor) -> dict[str, int]:
+    """As many lanes as let the channels fit in registers, but whole sectors of memory."""
+    images, channels, locations = x.shape[0], x.shape[1], math.prod(x.shape[2:])
+    threads = cuda.threads(512)
+    lanes = min(threads, 1 << max(locations - 1, 0).bit_length())
+    while lanes > 8 and channels * lanes > KEPT * threads:
+        lanes //= 2
+    grid = images * -(-locations // lanes)
+    return {"grid": grid, "block": threads, "channels": channels, "locations": locations, "lanes": lanes}
+
+
+class Function(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, eps: float, mode: EpsilonMode) -> tuple[Tensor, Tensor]:
+        return (forward_cuda if use_cuda(x) else forward)(x, eps, mode)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, ctx.eps, ctx.mode = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(x, output[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, top_gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+        x, denominator = ctx.saved_tensors
+        path = backward_cuda if use_cuda(x) else backward
+        return path(top_gradient, x, denominator, ctx.eps, ctx.mode), None, None
+
+
+def channel_l2_norm(
+    bottom: Tensor, eps: float = 1e-12, eps_mode: EpsilonMode | str = EpsilonMode.MAX
+) -> Tensor:
+    """``bottom`` ``[N, C, ...]`` with every location's channels scaled to unit length.
+
+    ``eps_mode`` is ``"MAX"``: max(norm, eps), ``"SQRT"``: sqrt(norm^2 + eps), or ``"NONE"``; see
+    the module for what happens at a zero vector. Same shape and dtype out. Raises ``BlobError``
+    for less than two axes, ``TypeError`` unless floating point. Source: UCN, Section 4.
+    """
+    mode = choice(EpsilonMode, eps_mode, "eps_mode")
+    infer(Params(eps, mode), tuple(bottom.shape))
+    expect_floating(bottom=bottom)
+    top: Tensor = autocast.apply(Function, bottom, eps, mode)[0]
+    return top
+
+
+@register("ChannelL2Norm", aliases=("L2NormLayer",), bottoms=1, tops=1)
+class ChannelL2Norm(Layer):
+    Params = Params
+    bottom_names = ("bottom",)
+    infer = staticmethod(infer)
+
+    def forward(self, bottom: Tensor) -> Tensor:
+        return channel_l2_norm(bottom, self.params.eps, self.params.eps_mode)
+
+    @staticmethod
+    def samples(size: str, rng: np.random.Generator) -> list[Sample]:
+        def sample(name: str, shape: Shape, *options: Any, scale: float = 1.0) -> Sample:
+            x = scale * rng.standard_normal(shape)
+            return Sample(Params(*options), (torch.from_numpy(x),), name=name)
+
+        if size == "paper":
+            return [sample("features of KITTI", (2, 128, 95, 311))]
+        if size == "large":
+            return [sample("many channels", (8, 1024, 95, 311))]
+        shape = (2, 3, 4, 5)
+        return [
+            sample("max", shape),
+            sample("max, mostly below eps", shape, 3.0, EpsilonMode.MAX),
+            sample("sqrt", shape, 0.1, EpsilonMode.SQRT),
+            sample("SCNet", (7, 6, 1, 1), 1e-10, EpsilonMode.SQRT),
+            sample("none", (2, 3, 5), 0.0, EpsilonMode.NONE, scale=100.0),
+            sample("vectors", (4, 3)),
+            sample("many channels", (1, 70, 3, 3)),
+            sample("one channel, 3-D", (1, 1, 2, 2, 2), 0.5, EpsilonMode.SQRT),
+        ]

@@ -1,0 +1,88 @@
+"""Reading a spec from its file, whatever its notation, and the files it includes.
+
+A ``layer`` entry that says nothing but ``include: other.yaml`` stands for the ``layer`` entries of
+that file, named relative to the file that includes it, in a net's list and in a Siamese trunk's.
+They keep the places they have in their own file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from . import prototxt, yaml_spec
+from .message import Field, Message, Scalar
+from .source import Errors, Source, SpecError
+
+MAX_INCLUDED = 64  # files, each counted as often as it is included
+
+_PARSERS = {"yaml": yaml_spec.parse, "prototxt": prototxt.parse}
+
+
+def load(path: str | Path) -> Message:
+    """Read a spec: YAML if the file's suffix is .yaml or .yml, else prototxt.
+
+    Raises :class:`SpecError`, located, for whatever is wrong with the file or with one it includes.
+    """
+    return _Reader().spec(Source.read(path), _notation(path), (Path(path).resolve(),))
+
+
+def loads(text: str, name: str = "<string>", notation: str = "yaml") -> Message:
+    """Read a spec from a string in the notation "yaml" or "prototxt".
+
+    ``name`` is the file's in errors; what the spec includes is looked for beside it.
+    """
+    return _Reader().spec(Source(name, text), notation, ())
+
+
+def _notation(path: str | Path) -> str:
+    return "yaml" if Path(path).suffix.lower() in (".yaml", ".yml") else "prototxt"
+
+
+class _Reader:
+    """Reads one spec: collects the mistakes of all its files and counts the included ones."""
+
+    def __init__(self) -> None:
+        self.errors = Errors()
+        self.included = 0
+
+    def spec(self, source: Source, notation: str, within: tuple[Path, ...]) -> Message:
+        message = _PARSERS[notation](source)
+        self.resolve(message, within)
+        self.errors.check()
+        return message
+
+    def resolve(self, message: Message, within: tuple[Path, ...]) -> None:
+        """Put what is included in its place; ``within`` are the files being read, outermost first."""
+        message.fields = [each for field in message for each in self.expand(field, within)]
+
+    def expand(self, field: Field, within: tuple[Path, ...]) -> list[Field]:
+        if field.name != "layer" or not isinstance(field.value, Message):
+            return [field]
+        for part in field.value.all("siamese"):
+            if isinstance(part.value, Message):
+                self.resolve(part.value, within)
+        if name := _included(field.value):
+            fragment = self.errors.attempt(self.fragment, name, within)
+            return fragment.all("layer") if fragment else []
+        return [field]
+
+    def fragment(self, name: Scalar, within: tuple[Path, ...]) -> Message:
+        path = Path(name.span.source.name).parent / name.text
+        try:
+            source = Source.read(path)
+        except SpecError as error:
+            raise SpecError(f'cannot include "{name.text}": {error.message}', name.span) from None
+        if path.resolve() in within:
+            raise SpecError(f'"{name.text}" includes itself', name.span)
+        self.included += 1
+        if self.included > MAX_INCLUDED:
+            raise SpecError(f"more than {MAX_INCLUDED} files are included", name.span)
+        message = _PARSERS[_notation(path)](source)
+        self.resolve(message, (*within, path.resolve()))
+        return message
+
+
+def _included(entry: Message) -> Scalar | None:
+    """The file that a ``layer`` entry includes, if that is all it does."""
+    value = entry.fields[0].value if len(entry.fields) == 1 else None
+    return value if isinstance(value, Scalar) and entry.fields[0].name == "include" else None

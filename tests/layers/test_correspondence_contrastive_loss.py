@@ -1,0 +1,230 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from cortado.layers.correspondence_contrastive_loss import (
+    CorrespondenceContrastiveLoss,
+    Form,
+    Gradient,
+    Params,
+    correspondence_contrastive_loss,
+)
+from suite import LayerSuite, close
+from torch.nn.functional import grid_sample
+
+MAPS, PAIRS = (torch.zeros(2, 3, 4, 5), torch.zeros(2, 3, 6, 7)), torch.zeros(2, 6, 5)
+
+
+def bad(column, value):
+    pairs = PAIRS.clone()
+    pairs[1, 4, column] = value
+    return pairs
+
+
+def read(feature, x, y, params):
+    """The features at an image point, by a tent around every cell."""
+    channels, height, width = feature.shape
+    u = min(max((x - params.coordinate_offset) / params.downsampling_factor, 0), width - 1)
+    v = min(max((y - params.coordinate_offset) / params.downsampling_factor, 0), height - 1)
+    if not params.bilinear_interpolation:
+        return feature[:, math.floor(v + 0.5), math.floor(u + 0.5)]
+    value = np.zeros(channels)
+    for row in range(height):
+        for column in range(width):
+            share = max(0, 1 - abs(u - column)) * max(0, 1 - abs(v - row))
+            value += share * feature[:, row, column]
+    return value
+
+
+class TestCorrespondenceContrastiveLoss(LayerSuite):
+    layer = CorrespondenceContrastiveLoss
+    tables = (2,)
+    wrong = (
+        ((MAPS[0][0], MAPS[1], PAIRS), "expected feature1 [3, 4, 5] to be [N, C, H, W]"),
+        ((*MAPS, PAIRS[0]), "expected pairs [6, 5] to be [N, P, 5]"),
+        (
+            (*MAPS, torch.zeros(2, 6, 7)),
+            "expected pairs [2, 6, 7] to have 5 columns: x1, y1, x2, y2, s",
+        ),
+        (
+            (MAPS[0], MAPS[1][:, :2], PAIRS),
+            "channels differ: feature1 [2, 3, 4, 5], feature2 [2, 2, 6, 7]",
+        ),
+        (
+            (*MAPS, PAIRS[:1]),
+            "batch sizes differ: feature1 [2, 3, 4, 5], feature2 [2, 3, 6, 7], pairs [1, 6, 5]",
+        ),
+        ((MAPS[0], MAPS[1][..., :0], PAIRS), "no cell to read in feature2 [2, 3, 6, 0]"),
+        ((MAPS[0].int(), MAPS[1], PAIRS), "expected feature1 to be floating point, got torch.int32"),
+        (
+            (MAPS[0], MAPS[1].double(), PAIRS),
+            "expected one dtype and one device, got feature1 torch.float32 on cpu, "
+            "feature2 torch.float64 on cpu",
+        ),
+        (
+            (*MAPS, bad(3, math.inf)),
+            "pairs [2, 6, 5]: row 4 of image 1 has coordinates that are not finite: 0, 0, 0, inf",
+        ),
+        ((*MAPS, bad(4, 0.5)), "pairs [2, 6, 5]: row 4 of image 1 has s = 0.5, not 1, 0 or -1"),
+        ((*MAPS, bad(4, math.nan)), "pairs [2, 6, 5]: row 4 of image 1 has s = nan, not 1, 0 or -1"),
+    )
+
+    def oracle(self, params, feature1, feature2, pairs):
+        positive = negative = num_pairs = num_positives = 0
+        for n, p in np.ndindex(pairs.shape[:2]):
+            x1, y1, x2, y2, s = pairs[n, p]
+            difference = read(feature1[n], x1, y1, params) - read(feature2[n], x2, y2, params)
+            distance = math.sqrt(sum(difference**2))
+            num_pairs += s >= 0
+            if s == 1:
+                num_positives += 1
+                positive += distance**2
+            elif s == 0 and params.form is Form.SQUARED_HINGE:
+                negative += max(0, params.margin - distance) ** 2
+            elif s == 0:
+                negative += max(0, params.margin - distance**2)
+        n = max(1, num_pairs)
+        tops = (
+            (positive + negative) / (2 * n),
+            num_pairs,
+            positive / (2 * n),
+            negative / (2 * n),
+            positive / (2 * max(1, num_positives)),
+        )
+        return tuple(np.array(float(top)) for top in tops)
+
+
+def of_distances(distances, labels, **options):
+    """Loss and gradient by feature2 of one-channel pairs at these distances (feature1 is 0)."""
+    feature2 = torch.tensor(distances, dtype=torch.float64).reshape(1, 1, 1, -1).requires_grad_()
+    feature1 = torch.zeros_like(feature2).requires_grad_()
+    x = torch.arange(len(distances), dtype=torch.float64)
+    rows = torch.stack((x, 0 * x, x, 0 * x, torch.tensor(labels, dtype=torch.float64)), dim=1)
+    loss = correspondence_contrastive_loss(
+        feature1, feature2, rows[None], downsampling_factor=1.0, **options
+    )
+    loss.backward()
+    assert torch.equal(feature1.grad, -feature2.grad)
+    return loss.item(), feature2.grad.flatten().tolist()
+
+
+def test_hand_computed():
+    loss, grad = of_distances([3, 0.5, 2, 9], [1, 0, 0, -1], margin=1.5)
+    assert loss == pytest.approx((9 + 1) / 6)
+    assert grad == pytest.approx([3 / 3, -(1.5 - 0.5) / 3, 0, 0])
+
+
+def test_plain_hinge_hand_computed():
+    # d = 0.8 and 1.2 lie on either side of d < margin, and within and beyond d^2 < margin
+    options = {"margin": 1.1, "form": "PLAIN_HINGE"}
+    loss, grad = of_distances([1, 0.8, 1.2], [1, 0, 0], **options)
+    assert loss == pytest.approx((1 + 1.1 - 0.64) / 6)
+    assert grad == pytest.approx([1 / 3, -0.8 / 3, 0])
+    loss, grad = of_distances([0.6, 0.4], [0, 0], margin=0.5, form="PLAIN_HINGE")
+    assert loss == pytest.approx((0.5 - 0.36 + 0.5 - 0.16) / 4)
+    assert grad == pytest.approx([-0.3, -0.2])
+
+
+def test_published_plain_hinge_masks_by_the_distance():
+    options = {"margin": 0.5, "form": "PLAIN_HINGE", "grad": "published"}
+    loss, grad = of_distances([0.6, 0.4], [0, 0], **options)
+    assert loss == pytest.approx((0.5 - 0.36 + 0.5 - 0.16) / 4)
+    assert grad == pytest.approx([0, -0.2])
+    # with a margin above 1 the published mask keeps rows that cost nothing
+    loss, grad = of_distances([1.3, 1.2], [0, 0], **{**options, "margin": 1.5})
+    assert loss == pytest.approx((1.5 - 1.44) / 4)
+    assert grad == pytest.approx([-0.65, -0.6])
+
+
+def test_published_gradient_adds_to_the_distance():
+    tiny = 1e-8
+    assert of_distances([tiny], [0])[1] == pytest.approx([-(1 - tiny)])
+    assert of_distances([tiny], [0], grad="published")[1] == pytest.approx([-(1 - tiny) / 2])
+
+
+@pytest.mark.parametrize("grad", Gradient)
+@pytest.mark.parametrize("form", Form)
+def test_distance_zero(form, grad):
+    loss, gradient = of_distances([0, 0], [1, 0], form=form, grad=grad)
+    assert loss == 0.25
+    assert gradient == [0, 0]
+
+
+@pytest.mark.parametrize("pairs", [-torch.ones(2, 6, 5), torch.zeros(2, 0, 5)], ids=["ignored", "none"])
+def test_no_valid_pair(pairs):
+    maps = [torch.randn(2, 3, 4, 5, requires_grad=True) for _ in range(2)]
+    tops = CorrespondenceContrastiveLoss()(*maps, pairs)
+    assert [top.item() for top in tops] == [0, 0, 0, 0, 0]
+    tops.loss.backward()
+    assert not any(x.grad.any() for x in maps)
+
+
+def test_duplicated_rows_add_up():
+    x = torch.tensor([[[[0.5, 0.0]]]], requires_grad=True)
+    pairs = torch.tensor([[[0.0, 0, 4, 0, 1]]]).expand(1, 3, 5)
+    correspondence_contrastive_loss(x, x.detach(), pairs).backward()
+    assert x.grad.flatten().tolist() == pytest.approx([0.5, 0])
+
+
+def test_one_map_for_both_images():
+    x = torch.tensor([[[[0.5, 0.0]]]], requires_grad=True)
+    correspondence_contrastive_loss(x, x, torch.tensor([[[0.0, 0, 4, 0, 1]]])).backward()
+    assert x.grad.flatten().tolist() == [0.5, -0.5]
+
+
+def test_number_of_positives_may_be_given():
+    feature1, feature2 = torch.zeros(2, 1, 1, 1), torch.ones(2, 1, 1, 1)
+    pairs = torch.tensor([[[0.0, 0, 0, 0, s] for s in (1, 0, -1)]] * 2)
+    layer = CorrespondenceContrastiveLoss(Params(margin=2.0))
+    assert [float(t) for t in layer(feature1, feature2, pairs)] == [0.5, 4, 0.25, 0.25, 0.5]
+    given = layer(feature1, feature2, pairs, torch.tensor([[1.0], [3.0]]))
+    assert [float(t) for t in given] == [0.5, 4, 0.25, 0.25, 0.25]
+
+
+def test_only_one_twin_learns():
+    sample = CorrespondenceContrastiveLoss.samples("small", np.random.default_rng(0))[0]
+    feature1, feature2, pairs = sample.bottoms
+    correspondence_contrastive_loss(feature1, feature2.requires_grad_(), pairs).backward()
+    assert feature1.grad is None
+    assert feature2.grad.any()
+
+
+def test_maps_of_two_sizes_against_autograd():
+    generator = torch.Generator().manual_seed(0)
+    maps = [
+        torch.randn(2, 5, *size, dtype=torch.float64, generator=generator).requires_grad_()
+        for size in ((7, 9), (5, 12))
+    ]
+    pairs = 30 * torch.rand(2, 40, 5, dtype=torch.float64, generator=generator)
+    pairs[..., 4] = torch.randint(-1, 2, (2, 40), generator=generator)
+    read = []
+    for x, i, size in zip(maps, (0, 2), ((8, 6), (11, 4)), strict=True):
+        grid = 2 * pairs[:, None, :, i : i + 2] / 4 / torch.tensor(size) - 1
+        read.append(grid_sample(x, grid, padding_mode="border", align_corners=True))
+    distance = (read[0] - read[1])[:, :, 0].norm(dim=1)
+    s = pairs[..., 4]
+    cost = (s == 1) * distance**2 + (s == 0) * (3 - distance).clamp(min=0) ** 2
+    theirs = cost.sum() / (s >= 0).sum() / 2
+    ours = correspondence_contrastive_loss(*maps, pairs, margin=3.0)
+    close(ours, theirs.detach(), 1e-13, "loss")
+    found, wanted = torch.autograd.grad(ours, maps), torch.autograd.grad(theirs, maps)
+    for a, b in zip(found, wanted, strict=True):
+        close(a, b, 1e-12, "gradient")
+
+
+def test_autocast_computes_in_single_precision():
+    sample = CorrespondenceContrastiveLoss.samples("small", np.random.default_rng(0))[0]
+    maps = [x.bfloat16().requires_grad_() for x in sample.bottoms[:2]]
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = correspondence_contrastive_loss(*maps, sample.bottoms[2])
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert maps[0].grad.dtype == torch.bfloat16
+
+
+def test_memory_grows_with_the_pairs_not_their_square():
+    feature = torch.randn(1, 2, 4, 4, requires_grad=True)
+    pairs = torch.zeros(1, 100_000, 5)  # a P x P matrix would take 37 GiB
+    correspondence_contrastive_loss(feature, feature.detach() + 0.1, pairs).backward()
+    assert feature.grad.any()

@@ -1,0 +1,153 @@
+"""The published UCN nets: shapes, parameters, one training step on a pair of KITTI's proportions."""
+
+import pytest
+import torch
+from cortado.nets import specs
+from cortado.nets.net import Net
+from cortado.nets.solver import Solver
+from cortado.nets.weights import load as load_weights
+from cortado.prototxt_like import Field, Scalar, load, loads
+from shared import SHARED, cases, needs_shared
+
+# Choy et al. 2016, on GoogLeNet (Szegedy et al. 2015, Table 1): inputs, outputs, kernel.
+TRUNK = {
+    "conv1/7x7_s2": (3, 64, 7),
+    "conv2/3x3_reduce": (64, 64, 1),
+    "conv2/3x3": (64, 192, 3),
+    "inception_3a/1x1": (192, 64, 1),
+    "inception_3a/3x3_reduce": (192, 96, 1),
+    "inception_3a/3x3": (96, 128, 3),
+    "inception_3a/5x5_reduce": (192, 16, 1),
+    "inception_3a/5x5": (16, 32, 5),
+    "inception_3a/pool_proj": (192, 32, 1),
+    "inception_3b/1x1": (256, 128, 1),
+    "inception_3b/3x3_reduce": (256, 128, 1),
+    "inception_3b/3x3": (128, 192, 3),
+    "inception_3b/5x5_reduce": (256, 32, 1),
+    "inception_3b/5x5": (32, 96, 5),
+    "inception_3b/pool_proj": (256, 64, 1),
+    "inception_4a/1x1": (480, 192, 1),
+    "inception_4a/3x3_reduce": (480, 96, 1),
+    "inception_4a/3x3": (96, 208, 3),
+    "inception_4a/5x5_reduce": (480, 16, 1),
+    "inception_4a/5x5": (16, 48, 5),
+    "inception_4a/pool_proj": (480, 64, 1),
+    "feature_conv": (512, 128, 1),
+}
+THETA = {
+    "inception_4a/3x3_theta1": (96, 32, 1),
+    "inception_4a/3x3_theta2": (32, 32, 1),
+    "inception_4a/3x3_theta": (32, 4, 1),
+    "inception_4a/5x5_theta1": (16, 32, 1),
+    "inception_4a/5x5_theta2": (32, 32, 1),
+    "inception_4a/5x5_theta": (32, 4, 1),
+}
+SPECS = {"ucn_rn": TRUNK, "ucn_hn": TRUNK, "ucn_hn_st": TRUNK | THETA}
+
+
+def deploy(name, height, width, edit=lambda text: text):
+    """The deploy net of a spec for images of a size."""
+    text = edit(specs.path(name).read_text(encoding="utf-8"))
+    message = loads(text, name=str(specs.path(name)))
+    for field in message.all("layer"):
+        if field.value.text("name") in ("image1", "image2"):
+            shape = field.value.get("input_param").value.get("shape").value
+            for dim, size in zip(shape.fields[2:], (height, width), strict=True):
+                shape.fields.remove(dim)
+                shape.fields.append(Field("dim", Scalar(str(size), dim.span), dim.span))
+    return Net(message, stages=["deploy"], seed=0)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_blob_shapes_at_224(name):
+    shapes = deploy(name, 224, 224).blob_shapes
+    assert shapes["conv1/7x7_s2"] == (1, 64, 112, 112)
+    assert shapes["pool1/3x3_s2"] == (1, 64, 57, 57)
+    assert shapes["pool2/3x3_s2"] == (1, 192, 57, 57)
+    assert shapes["inception_3b/output"] == (1, 480, 57, 57)
+    assert shapes["pool3/3x3_s2"] == (1, 480, 55, 55)
+    assert shapes["inception_4a/output_p"] == (1, 512, 55, 55)
+    assert shapes["feature1"] == shapes["feature2"] == (1, 128, 55, 55)
+
+
+def test_patches_of_the_transformer():
+    shapes = deploy("ucn_hn_st", 224, 224).blob_shapes
+    assert shapes["inception_4a/3x3_patches"] == (1, 96, 165, 165)
+    assert shapes["inception_4a/5x5_patches"] == (1, 16, 275, 275)
+    assert shapes["inception_4a/3x3"] == (1, 208, 55, 55)
+
+
+def test_a_padded_pool3_needs_no_offset():
+    net = deploy(
+        "ucn_rn", 224, 224, lambda text: text.replace("stride: 1, pad: 0", "stride: 1, pad: 1")
+    )
+    assert net.blob_shapes["feature1"] == (1, 128, 57, 57)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_parameters(name):
+    net, table = Net(specs.path(name), stages=["deploy"]), SPECS[name]
+    counts = {fact.name: fact.parameters for fact in net.facts() if fact.parameters}
+    assert counts == {layer: n * k * k * m + m for layer, (n, m, k) in table.items()}
+    assert net.num_parameters == sum(counts.values())
+    assert {fact.shared_with for fact in net.facts() if fact.name.endswith("_p")} == {"", *table}
+    assert net.learnable[0].name == "conv1/7x7_s2_w"
+    tenfold = {blob.layer for blob in net.learnable if blob.lr_mult == 10}
+    assert tenfold == (THETA.keys() if "st" in name else set())
+
+
+def test_files_are_short():
+    for path in specs.FOLDER.glob("*.yaml"):
+        assert len(path.read_text(encoding="utf-8").splitlines()) < 250, path.name
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_forward_and_backward_on_a_pair(name):
+    net = Net(specs.path(name), "TRAIN", seed=0)
+    generator = torch.Generator().manual_seed(1)
+    xy = torch.rand(1, 1000, 2, generator=generator) * torch.tensor([415.0, 127.0])
+    pairs = torch.cat([xy, (xy + 3).clamp(max=127), torch.ones(1, 1000, 1)], 2)
+    pairs[:, 500:, 4] = 0
+    image1, image2 = 50 * torch.randn(2, 1, 3, 128, 416, generator=generator)
+    inputs = {"image1": image1, "image2": image2, "pairs": pairs, "num_pairs": torch.tensor([[500.0]])}
+    blobs = net({name: inputs[name] for name in net.inputs}, keep=["feature1"])
+    assert blobs["feature1"].shape == (1, 128, 31, 103)
+    assert torch.isfinite(blobs.loss)
+    blobs.loss.backward()
+    for blob in net.learnable:
+        assert blob.parameter.grad is not None, blob.name
+        assert torch.isfinite(blob.parameter.grad).all(), blob.name
+    assert net.params["conv1/7x7_s2"][0].grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_solvers_build(name):
+    solver = Solver(specs.path(f"{name}_solver"))
+    assert solver.net.inputs == ()
+    assert solver.params.type == "Adam"
+    assert solver.rate == 9e-5
+
+
+@pytest.mark.parametrize("folder", cases("12_googlenet_cut"))
+def test_a_googlenet_caffemodel_loads_by_name(folder):
+    net = Net(specs.path("ucn_hn"), stages=["deploy"])
+    report = load_weights(net, folder / "weights.caffemodel")
+    assert report.missing == ("feature_conv", "feature_conv_p")
+    assert not report.unused
+
+
+@needs_shared
+def test_names_and_numbers_are_bvlcs():
+    path = SHARED / "data" / "prototxts" / "bvlc" / "bvlc_googlenet" / "train_val.prototxt"
+    theirs = {field.value.text("name"): field.value for field in load(path).all("layer")}
+    net = Net(specs.path("ucn_hn"), stages=["deploy"])
+    for made in net.built.layers:
+        node = made.node
+        if node.name in theirs:
+            bvlc = theirs[node.name]
+            assert node.type == bvlc.text("type")
+            if node.type == "Convolution":
+                block = bvlc.get("convolution_param").value
+                assert made.shapes[0][1] == int(block.text("num_output"))
+    shared = {made.node.name for made in net.built.layers} & theirs.keys()
+    assert len(shared) == 53
