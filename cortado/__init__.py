@@ -20,6 +20,8 @@ _NAMES = {
     "Solver": "nets.solver",
     "SpecError": "prototxt_like.source",
     "impl": "layers._runtime.dispatch",
+    "checks": "layers._runtime.checks",
+    "settle": "layers._runtime.checks",
     "register": "layers._runtime.registry",
     "Layer": "layers._runtime.layer",
 }

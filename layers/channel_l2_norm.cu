@@ -39,7 +39,7 @@ extern "C" __global__ void __launch_bounds__(512, 2) channel_l2_norm_forward(
         square += value * value;
     }
     acc_t d = sqrt(strided_sum(square, scratch, lanes) + added);
-    d = d < least ? least : d;  // NaN stays
+    d = d < least ? least : d;  // NaN stays; unseen: equal is equal
     scalar_t* to = y + here.first;
     const long long stride = again(locations);
 #pragma unroll
@@ -47,7 +47,7 @@ extern "C" __global__ void __launch_bounds__(512, 2) channel_l2_norm_forward(
         const int c = group + i * groups;
         if (c < end) to[c * stride] = scalar_t(kept[i] / d);
     }
-    for (int c = group + KEEP * groups; c < end; c += groups)
+    for (int c = group + KEEP * groups; c < end; c += groups)  // unseen: + repeats kept channels
         to[c * locations] = scalar_t(acc_t(from[c * locations]) / d);
     if (group == 0 && here.inside) denominator[here.at] = d;
 }
@@ -71,7 +71,7 @@ extern "C" __global__ void __launch_bounds__(512, 2) channel_l2_norm_backward(
     }
 #pragma unroll
     for (int i = 0; i < KEEP; ++i) along += kept[i] * g[i];
-    for (int c = group + KEEP * groups; c < end; c += groups)
+    for (int c = group + KEEP * groups; c < end; c += groups)  // unseen: + repeats kept channels
         along += acc_t(from[c * locations]) * acc_t(given[c * locations]);
     along = strided_sum(along, scratch, lanes);
     if (!here.inside) return;  // no barrier follows
@@ -84,7 +84,7 @@ extern "C" __global__ void __launch_bounds__(512, 2) channel_l2_norm_backward(
         const int c = group + i * groups;
         if (c < end) to[c * stride] = scalar_t((g[i] - kept[i] * along) / d);
     }
-    for (int c = group + KEEP * groups; c < end; c += groups)
+    for (int c = group + KEEP * groups; c < end; c += groups)  // unseen: + repeats kept channels
         to[c * locations] = scalar_t(
             (acc_t(given[c * locations]) - acc_t(from[c * locations]) * along) / d);
 }

@@ -139,7 +139,13 @@ def _launch(x: Tensor) -> dict[str, int]:
     while lanes > 8 and channels * lanes > KEPT * threads:
         lanes //= 2
     grid = images * -(-locations // lanes)
-    return {"grid": grid, "block": threads, "channels": channels, "locations": locations, "lanes": lanes}
+    return {
+        "grid": grid,
+        "block": threads,
+        "channels": channels,
+        "locations": locations,
+        "lanes": lanes,
+    }
 
 
 class Function(torch.autograd.Function):

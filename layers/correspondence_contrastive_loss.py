@@ -40,7 +40,7 @@ from torch.autograd.function import once_differentiable
 
 from ._runtime import autocast
 from ._runtime.checks import BlobError, Shape, expect_axes, expect_floating, expect_same_device
-from ._runtime.geometry import corners, expect_finite, read, scatter
+from ._runtime.geometry import Corners, corners, expect_finite, read, scatter
 from ._runtime.layer import Layer
 from ._runtime.params import choice, param
 from ._runtime.registry import register
@@ -145,17 +145,17 @@ def backward(
     pull = torch.where(s == 1, 1, pull.where(s == 0, 0))
     coefficient = pull * (loss_gradient / (s >= 0).sum().clamp(min=1))
     gradient = difference * coefficient[:, None]
-    first = scatter(gradient, at1, *shape1[2:]) if wanted[0] else None
-    second = scatter(gradient.neg_(), at2, *shape2[2:]) if wanted[1] else None
+    first = scatter(gradient, at1, shape1[2], shape1[3]) if wanted[0] else None
+    second = scatter(gradient.neg_(), at2, shape2[2], shape2[3]) if wanted[1] else None
     return first, second
 
 
-def _corners(pairs: Tensor, shape1: Shape, shape2: Shape, params: Params) -> Any:
-    options = (params.downsampling_factor, params.coordinate_offset, params.bilinear_interpolation)
-    return (
-        corners(pairs[..., 0:2], *shape1[2:], *options),
-        corners(pairs[..., 2:4], *shape2[2:], *options),
-    )
+def _corners(pairs: Tensor, shape1: Shape, shape2: Shape, params: Params) -> tuple[Corners, Corners]:
+    def of(xy: Tensor, shape: Shape) -> Corners:
+        factor, offset = params.downsampling_factor, params.coordinate_offset
+        return corners(xy, shape[2], shape[3], factor, offset, params.bilinear_interpolation)
+
+    return of(pairs[..., 0:2], shape1), of(pairs[..., 2:4], shape2)
 
 
 class Function(torch.autograd.Function):
@@ -180,8 +180,10 @@ class Function(torch.autograd.Function):
     def backward(ctx: Any, loss_gradient: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
         if loss_gradient is None:
             return (None,) * 5
+        pairs, difference, distance = ctx.saved_tensors
+        shape1, shape2 = ctx.shapes
         wanted = ctx.needs_input_grad[:2]
-        found = backward(loss_gradient, *ctx.saved_tensors, *ctx.shapes, ctx.params, wanted)
+        found = backward(loss_gradient, pairs, difference, distance, shape1, shape2, ctx.params, wanted)
         first, second = (x if x is None else x.to(ctx.dtype) for x in found)
         return first, second, None, None, None
 
@@ -247,6 +249,7 @@ def _expect_labels(pairs: Tensor) -> None:
 class CorrespondenceContrastiveLoss(Layer):
     Params = Params
     bottom_names = ("feature1", "feature2", "pairs", "positives")
+    tables = (2,)
     is_loss = True
     infer = staticmethod(infer)
 
@@ -273,18 +276,20 @@ class CorrespondenceContrastiveLoss(Layer):
 
 def _sample(rng: np.random.Generator, name: str, shape: Shape, points: int, **options: Any) -> Sample:
     """Unit features and pairs around the border; the margin lies in a gap between the distances."""
-    maps = rng.standard_normal((2, *shape))
-    maps = torch.from_numpy(maps / np.linalg.norm(maps, axis=2, keepdims=True))
+    values = rng.standard_normal((2, *shape))
+    maps = torch.from_numpy(values / np.linalg.norm(values, axis=2, keepdims=True))
     factor = options.get("downsampling_factor", 4.0)
     extent = factor * np.array([shape[3], shape[2]] * 2)
     xy = rng.uniform(-0.1, 1.1, (shape[0], points, 4)) * extent
     s = np.resize([1, 0, 0, -1], (shape[0], points, 1))
     pairs = torch.from_numpy(np.concatenate((xy, s), axis=2))
-    _, _, distance = forward(*maps, pairs, None, Params(**options))
+    _, _, distance = forward(maps[0], maps[1], pairs, None, Params(**options))
     middle = distance[pairs[..., 4] == 0].sort().values
     middle = middle[len(middle) // 4 : 3 * len(middle) // 4 + 2]
     widest = int(middle.diff().argmax())
     margin = float(middle[widest : widest + 2].mean())
     if options.get("form") is Form.PLAIN_HINGE:
         margin = margin**2
-    return Sample(Params(margin=margin, **options), (*maps, pairs), differentiable=(0, 1), name=name)
+    return Sample(
+        Params(margin=margin, **options), (maps[0], maps[1], pairs), differentiable=(0, 1), name=name
+    )

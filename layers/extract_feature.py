@@ -141,6 +141,7 @@ def _extract(params: Params, feature: Tensor, pairs: Tensor) -> Tensor:
 class ExtractFeature(Layer):
     Params = Params
     bottom_names = ("feature", "pairs")
+    tables = (1,)
     infer = staticmethod(infer)
 
     def forward(self, feature: Tensor, pairs: Tensor) -> Tensor:

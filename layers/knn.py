@@ -45,8 +45,8 @@ from ._runtime.registry import register
 from ._runtime.samples import Sample
 
 BLOCK = 16  # references that share one bound
-TILE = 1024  # queries, and references, of one product
-ELEMENTS = 2**20  # of a temporary of the measurement: 8 MiB in float64
+QUERIES, REFERENCES = 768, 512  # of one product
+ELEMENTS = 2**19  # of a temporary: 4 MiB in float64
 NONE = torch.iinfo(torch.int64).max  # the index of no reference: sorts last
 
 
@@ -92,13 +92,12 @@ class Images(NamedTuple):
     """A few images' features: as rows to measure, and as the two factors of their bounds."""
 
     query: Tensor  # [n, P, C]
-    reference: Tensor  # [n, R, C]
+    reference: Tensor  # [n, blocks, BLOCK, C]
     valid: Tensor  # [n]: how many references
-    left: Tensor  # [n, P, C + 1]: rows (q', 1)
-    right: Tensor  # [n, C + 1, blocks * BLOCK]: columns (-2 r', |r'|^2 less its error)
-    offset: Tensor  # [n, P] float64: |q'|^2 less its error; NaN where q is not finite
+    left: Tensor  # [n, P, C + 1]: rows (-2 q', 1)
+    right: Tensor  # [n, tiles, BLOCK, blocks of a tile, C + 1]: rows (r', |r'|^2 less its error)
+    offset: Tensor  # [n, P] float64: |q'|^2 less its error
     scale: Tensor  # [n] float64: of q' and r'
-    tiles: int  # of the columns of ``right``
 
 
 def forward(
@@ -107,68 +106,49 @@ def forward(
     """``[N, C, P]``, ``[N, C, R]``, numbers of valid ones ``[N]`` -> distance, index ``[N, k, P]``."""
     n, channels, p = query.shape
     query, reference = _wide(query), _wide(reference)
-    distance = query.new_full((n * p, k), torch.inf)
-    index = torch.full((n * p, k), -1, device=query.device)
+    distance = query.new_empty(n, p, k)
+    index = num_query.new_empty(n, p, k)
     valid = torch.arange(p, device=query.device) < num_query[:, None]
     group = max(1, ELEMENTS // max(1, channels * reference.shape[2]))
-    stride = max(1, TILE // group)
+    stride = max(1, QUERIES // group)
     for image in range(0, n, group):
         part = slice(image, image + group)
         images = _prepare(query[part], reference[part], num_reference[part])
         for start in range(0, p, stride):
             tile = slice(start, start + stride)
-            rows = valid[part, tile].flatten().nonzero()[:, 0]
-            to = _flat(torch.arange(n * p, device=query.device).view(n, p)[part], tile)[rows]
-            distance[to], index[to] = _search(images, tile, rows, k)
-    index.masked_fill_(index == NONE, -1)
-    distance.masked_fill_(index < 0, torch.inf)
-    return _columns(distance, n), _columns(index, n)
+            found = _search(images, tile, valid[part, tile], k)
+            distance[part, tile], index[part, tile] = found
+    return distance.mT.contiguous(), index.mT.contiguous()
 
 
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _flat(x: Tensor, tile: slice) -> Tensor:
-    """A tile of ``[n, P, ...]`` as rows."""
-    return x[:, tile].flatten(0, 1)
-
-
-def _columns(rows: Tensor, n: int) -> Tensor:
-    """``[N P, k]`` -> ``[N, k, P]``."""
-    return rows.view(n, -1 if n else 0, rows.shape[1]).transpose(1, 2).contiguous()
-
-
 def _prepare(query: Tensor, reference: Tensor, valid: Tensor) -> Images:
     n, channels, r = reference.shape
-    tiles = -(-r // TILE)
+    tiles = -(-r // REFERENCES)
+    columns = -(-r // (tiles * BLOCK))
+    rows = reference.new_zeros(n, tiles * columns * BLOCK, channels)
+    rows[:, :r] = reference.mT
     dtype = _product_dtype(query)
     left = query.new_ones(n, query.shape[2], channels + 1, dtype=dtype)
-    right = query.new_zeros(n, channels + 1, -(-r // (tiles * BLOCK)) * tiles * BLOCK, dtype=dtype)
-    q, x, x_square = left[:, :, :channels], right[:, :channels, :r], right[:, channels]
-    centre = reference.mean(2, keepdim=True).nan_to_num(0, 0, 0)
-    torch.sub(query.mT, centre.mT, out=q)
-    torch.sub(reference, centre, out=x)
-    q_norm = torch.linalg.vector_norm(q, dim=2, dtype=torch.float64)
-    x_norm = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
-    norms = torch.cat((q_norm, x_norm), 1)
-    exponent = norms.where(norms.isfinite(), 0).amax(1).frexp().exponent.clamp(min=-100)
-    scale = torch.ldexp(torch.ones_like(norms[:, 0]), -exponent)
-    # No overflow and, but for ``tiny``, no underflow: the longest vector is at most 1 long.
-    q.masked_fill_(~q_norm.isfinite()[:, :, None], 0).mul_(scale[:, None, None])
-    x.masked_fill_(~x_norm.isfinite()[:, None], 0).mul_(-2 * scale[:, None, None])
+    right = query.new_empty(n, tiles, BLOCK, columns, channels + 1, dtype=dtype)
+    centre = reference.mean(2)[:, None].nan_to_num(0, 0, 0)
+    q, x = left[..., :-1], right[..., :-1]
+    torch.sub(query.mT, centre, out=q)
+    torch.sub(_by_tile(rows, right), centre[:, None, None], out=x)
+    q_norm, x_norm, scale = _scale(q, x)
+    q *= -2
     # Centring errs by at most u (|q'| + |r'|) in the distance, the product by (C + 2) u
     # (|q'| + |r'|)^2 in its square, where u is half of eps and (a + b)^2 <= 2 (a^2 + b^2).
     info = torch.finfo(dtype)
     kept = 1 - (channels + 8) * info.eps
-    x_square[:, :r] = (
-        (kept * (x_norm * scale[:, None]).square()).nan_to_num(nan=torch.inf).clamp(max=info.max)
-    )
-    past = torch.arange(right.shape[2], device=valid.device) >= valid[:, None]
-    x_square.masked_fill_(past, torch.inf)
-    offset = kept * (q_norm * scale[:, None]).square() - 4 * (channels + 1) * info.tiny
-    offset.masked_fill_(~q_norm.isfinite(), torch.nan)
-    return Images(query.mT, reference.mT.contiguous(), valid, left, right, offset, scale, tiles)
+    right[..., -1] = (kept * x_norm.square()).clamp(max=info.max)
+    past = torch.arange(rows.shape[1], device=valid.device) >= valid[:, None]
+    right[..., -1].masked_fill_(_by_tile(past, right), torch.inf)
+    offset = kept * q_norm.square() - 4 * (channels + 1) * info.tiny
+    return Images(query.mT, rows.unflatten(1, (-1, BLOCK)), valid, left, right, offset, scale)
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:
@@ -177,54 +157,99 @@ def _product_dtype(x: Tensor) -> torch.dtype:
     return x.dtype if product.fp32_precision in ("none", "ieee") else torch.float64
 
 
-def _bounds(left: Tensor, right: Tensor, tiles: int) -> Tensor:
+def _by_tile(rows: Tensor, right: Tensor) -> Tensor:
+    """``[n, R, ...]`` as ``[n, tiles, BLOCK, blocks of a tile, ...]``."""
+    tiles, columns = right.shape[1], right.shape[3]
+    return rows.unflatten(1, (tiles, columns, BLOCK)).transpose(2, 3)
+
+
+def _scale(q: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scale both in place to a longest vector of at most 1, so that no square overflows.
+
+    Gives their norms and the scale, a power of 2. Vectors that are not finite become 0, of
+    infinite norm.
+    """
+    norms = [_norm(y) for y in (q, x)]
+    finite = [norm.isfinite() for norm in norms]
+    every = [
+        norm.where(good, 0).flatten(1).amax(1)
+        for norm, good in zip(norms, finite, strict=True)
+        if norm.numel()
+    ]
+    exponent = torch.stack(every).amax(0).frexp().exponent.clamp(min=-100)
+    scale = torch.ldexp(q.new_ones(len(q), dtype=torch.float64), -exponent)
+    for y, norm, good in zip((q, x), norms, finite, strict=True):
+        if not good.all():
+            y.masked_fill_(~good[..., None], 0)
+            norm.masked_fill_(~good, torch.inf)
+        y *= _over(scale, y).to(y.dtype)
+        norm *= _over(scale, norm)
+    return norms[0], norms[1], scale
+
+
+def _norm(y: Tensor) -> Tensor:
+    """Lengths over the last axis in float64, without all of ``y`` in float64."""
+    some = max(1, ELEMENTS * y.shape[1] // max(1, y.numel()))
+    return torch.cat(
+        [torch.linalg.vector_norm(part, dim=-1, dtype=torch.float64) for part in y.split(some, 1)], 1
+    )
+
+
+def _over(scale: Tensor, y: Tensor) -> Tensor:
+    return scale.view(-1, *[1] * (y.dim() - 1))
+
+
+def _bounds(left: Tensor, right: Tensor) -> Tensor:
     """The least bound of each query and block, less the query's offset: ``[n, P, blocks]``."""
-    n, p = left.shape[:2]
-    bounds = left.new_empty(n, p, tiles, right.shape[2] // (tiles * BLOCK))
-    product = left.new_empty(n, p, right.shape[2] // tiles)
-    for tile, columns in enumerate(right.chunk(tiles, dim=2)):
-        torch.bmm(left, columns, out=product)
-        torch.amin(product.view(n, p, BLOCK, -1), dim=2, out=bounds[:, :, tile])
+    n, p, channels = left.shape
+    tiles, columns = right.shape[1], right.shape[3]
+    bounds = left.new_empty(n, p, tiles, columns)
+    product = left.new_empty(n, p, BLOCK * columns)
+    for tile in range(tiles):
+        torch.bmm(left, right[:, tile].reshape(n, -1, channels).mT, out=product)
+        torch.amin(product.view(n, p, BLOCK, columns), dim=2, out=bounds[:, :, tile])
     return bounds.flatten(2)
 
 
-def _members(block: Tensor, blocks: int, tiles: int) -> Tensor:
-    """The references of blocks ``[rows, m]``: ``[rows, m * BLOCK]``, those of a tile interleaved."""
-    width = blocks // tiles
-    first = block // width * (width * BLOCK) + block % width
-    return (first[:, :, None] + width * torch.arange(BLOCK, device=block.device)).flatten(1)
-
-
-def _search(images: Images, tile: slice, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Distance and index ``[rows, k]`` of some rows of a tile of queries."""
-    r = images.reference.shape[1]
-    image = (rows // (images.left[:, tile].shape[1] or 1))[:, None]
-    query, offset = _flat(images.query, tile)[rows], _flat(images.offset, tile)[rows]
-    scale, valid, first = images.scale[image[:, 0]], images.valid[image], image * r
-    reference = images.reference.flatten(0, 1)
-    bounds = _bounds(images.left[:, tile], images.right, images.tiles).flatten(0, 1)[rows]
+def _search(images: Images, tile: slice, valid: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Distance and index ``[n, P, k]`` of a tile of queries; those not ``valid`` inf and -1."""
+    n, p = valid.shape
+    query, reference = images.query[:, tile].flatten(0, 1), images.reference.flatten(0, 1)
+    bounds = _bounds(images.left[:, tile], images.right).flatten(0, 1)
     blocks = bounds.shape[1]
-    distance = query.new_full((len(rows), k), torch.nan)
-    index = torch.arange(k, device=rows.device).expand(len(rows), k)
-    index = index.where(offset.isnan()[:, None] & (index < valid), NONE)
-    open_rows, step = (~offset.isnan()).nonzero()[:, 0], k
-    while len(open_rows):
-        step, remaining = min(step, blocks), []
-        for part in open_rows.split(max(1, ELEMENTS // (BLOCK * max(query.shape[1], 8 * step)))):
+    image = torch.arange(n, device=query.device).repeat_interleave(p)
+    count, offset = images.valid[image, None], images.offset[:, tile].flatten()
+    distance = query.new_full((n * p, k), torch.nan)
+    index = torch.arange(k, device=query.device).where(offset.isinf()[:, None], NONE)
+    index.masked_fill_((index >= count) | ~valid.reshape(-1, 1), NONE)
+    rows, step = (valid.flatten() & offset.isfinite()).nonzero()[:, 0], k
+    while len(rows):
+        step, unsure = min(step, blocks), []
+        for part in rows.split(max(1, ELEMENTS // (BLOCK * max(query.shape[1], 8 * step)))):
             bound, block = bounds[part].topk(min(step + 1, blocks), largest=False)
-            ids = _members(block[:, :step], blocks, images.tiles)
-            measured = (bound[:, :step] == torch.inf).repeat_interleave(BLOCK, dim=1)
-            ids.masked_fill_(measured | (ids >= valid[part]), NONE)
-            found = _measure(query[part], reference, ids, first[part])
+            ids = _members(block[:, :step], bound[:, :step], count[part])
+            measured = _measure(query[part], reference, block[:, :step] + image[part, None] * blocks)
             distance[part], index[part] = _least(
-                torch.cat((distance[part], found), 1), torch.cat((index[part], ids), 1), k
+                torch.cat((distance[part], measured.masked_fill_(ids == NONE, torch.nan)), 1),
+                torch.cat((index[part], ids), 1),
+                k,
             )
             if step < blocks:
                 bounds[part[:, None], block[:, :step]] = torch.inf
-                limit = _limit(distance[part, -1], offset[part], scale[part])
-                remaining.append(part[~(bound[:, step] > limit) & (bound[:, step] < torch.inf)])
-        open_rows, step = torch.cat(remaining) if remaining else rows[:0], 2 * step
-    return distance, index
+                limit = _limit(distance[part, -1], offset[part], images.scale[image[part]])
+                unsure.append(part[~(bound[:, step] > limit) & (bound[:, step] < torch.inf)])
+        rows, step = torch.cat(unsure) if unsure else rows[:0], 2 * step
+    distance.masked_fill_(index == NONE, torch.inf)
+    index.masked_fill_(index == NONE, -1)
+    return distance.view(n, p, k), index.view(n, p, k)
+
+
+def _members(block: Tensor, bound: Tensor, valid: Tensor) -> Tensor:
+    """The references of blocks ``[rows, m]``: ``[rows, m * BLOCK]``; NONE where measured before."""
+    ids = block[:, :, None] * BLOCK + torch.arange(BLOCK, device=block.device)
+    return ids.masked_fill_(
+        (bound[:, :, None] == torch.inf) | (ids >= valid[:, :, None]), NONE
+    ).flatten(1)
 
 
 def _limit(distance: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
@@ -233,14 +258,14 @@ def _limit(distance: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
     return (above * scale).square() - offset
 
 
-def _measure(query: Tensor, reference: Tensor, ids: Tensor, first: Tensor) -> Tensor:
-    """Distances ``[rows, m]`` by differences, summed in float64; NaN where there is no reference."""
+def _measure(query: Tensor, reference: Tensor, block: Tensor) -> Tensor:
+    """Distances ``[rows, m * BLOCK]`` to blocks by differences, summed in float64."""
     parts = []
-    for some in ids.split(max(1, ELEMENTS // max(1, query.numel())), dim=1):
-        at = some.where(some != NONE, 0) + first
-        difference = reference[at.flatten()].view(*at.shape, -1).double()
+    for some in block.split(max(1, ELEMENTS // max(1, BLOCK * query.numel())), dim=1):
+        shape = (len(query), some.shape[1] * BLOCK, query.shape[1])
+        difference = reference[some.flatten()].double().view(shape)
         difference -= query[:, None]
-        parts.append(torch.linalg.vector_norm(difference, dim=2).masked_fill_(some == NONE, torch.nan))
+        parts.append(torch.linalg.vector_norm(difference, dim=2))
     return torch.cat(parts, 1).to(query.dtype)
 
 
@@ -352,9 +377,11 @@ class KNN(Layer):
         def sample(
             name: str, query: Shape, reference: Shape, *counts: list[int], **options: Any
         ) -> Sample:
-            features = [torch.from_numpy(rng.standard_normal(shape)) for shape in (query, reference)]
+            params = Params(**options)
+            features = map(torch.from_numpy, _apart(params.k, query, reference, rng))
             numbers = [torch.tensor(count, dtype=torch.float64)[:, None] for count in counts]
-            return Sample(Params(**options), (*features, *numbers), (0, 1), name=name)
+            differentiable = () if counts else (0, 1)  # no finite differences of infinity
+            return Sample(params, (*features, *numbers), differentiable, name=name)
 
         if size == "paper":
             return [
@@ -366,8 +393,32 @@ class KNN(Layer):
         return [
             sample("nearest", (2, 3, 5), (2, 3, 4, 6)),
             sample("all of them, 1-based", (1, 2, 3), (1, 2, 2, 3), k=6, index_base=1),
+            sample("three", (2, 4, 3), (2, 4, 40), k=3),
+            sample("one channel", (2, 1, 3), (2, 1, 9), k=2),
             sample("padded", (3, 2, 4), (3, 2, 5), [4, 0, 2], k=2),
             sample("few references", (2, 2, 3), (2, 2, 7), [3, 2], [7, 2], k=3, use_all_ref=False),
             sample("counts without use", (1, 2, 3), (1, 2, 7), [1], [2], use_all_query=True),
-            sample("one channel", (2, 1, 3), (2, 1, 40), k=4),
         ]
+
+
+def _apart(
+    k: int, query: Shape, reference: Shape, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Normal features of which no query's first k + 1 distances are nearly 0 or nearly the same.
+
+    Where there are references enough, each query has k of its own nearby, at different distances.
+    """
+    n, channels, p = query
+    r = int(np.prod(reference[2:]))
+    while True:
+        q, x = rng.standard_normal(query), rng.standard_normal((n, channels, r))
+        if k * p <= r:
+            away = rng.standard_normal((n, channels, p, k))
+            away *= (0.2 + 0.1 * np.arange(k)) / np.linalg.norm(away, axis=1, keepdims=True)
+            own = rng.permutation(r)[: k * p]
+            x[:, :, own] = (q[..., None] + away).reshape(n, channels, -1)
+        count = min(k + 1, r)
+        nearest = knn(torch.from_numpy(q), torch.from_numpy(x), count)[0].numpy()
+        gaps = np.diff(nearest, axis=1, prepend=0)
+        if not gaps.size or gaps.min() > 0.01:
+            return q, x.reshape(reference)

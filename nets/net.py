@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from cortado.layers._runtime.checks import BlobError, Shape
@@ -17,6 +17,9 @@ from torch import nn
 
 from .build import Built, LearnableBlob, blob_names, build
 from .graph import MatchParams, State
+
+if TYPE_CHECKING:
+    from .weights import Report
 
 Keep: TypeAlias = bool | Collection[str]
 
@@ -33,9 +36,10 @@ class Blobs(dict[str, torch.Tensor]):
     where layers wrote it in place.
     """
 
-    def __init__(self, blobs: Mapping[str, torch.Tensor], loss: torch.Tensor) -> None:
+    loss: torch.Tensor
+
+    def __init__(self, blobs: Mapping[str, torch.Tensor]) -> None:
         super().__init__(blobs)
-        self.loss = loss
         self.versions: dict[str, list[torch.Tensor]] = {}
 
 
@@ -61,6 +65,7 @@ class _Step:
     losses: tuple[tuple[int, float], ...]
     stopped: tuple[int, ...]
     """Bottoms that get no gradient (``propagate_down: false``)."""
+    is_input: bool
     name: str
     span: Span
 
@@ -120,7 +125,7 @@ class Net(nn.Module):
         self._frees: dict[bool | frozenset[str], list[tuple[str, ...]]] = {}
         self.register_buffer("_home", torch.empty(0), persistent=False)
         self.train(self.graph.state.phase == "TRAIN")
-        self.report: Any = None
+        self.report: Report | None = None
         if weights is not None:
             from .weights import load as load_weights
 
@@ -160,17 +165,20 @@ class Net(nn.Module):
             given = {name: _with_gradient(tensor) for name, tensor in given.items()}
         kept = keep if isinstance(keep, bool) else frozenset(keep)
         plan = self._plan(kept)
-        blobs = Blobs(given, torch.zeros((), device=self.device))
+        blobs = Blobs(given)
         if kept is True:
             blobs.versions = {name: [] for name in self._names}
+        losses: list[torch.Tensor] = []
         for step, frees in zip(self._steps, plan, strict=True):
-            self._run(step, blobs)
+            losses += self._run(step, blobs)
             for name in frees:
                 del blobs[name]
+        blobs.loss = sum(losses[1:], losses[0]) if losses else torch.zeros((), device=self.device)
         return blobs
 
-    def _run(self, step: _Step, blobs: Blobs) -> None:
-        if step.layer.type_name == "Input":
+    def _run(self, step: _Step, blobs: Blobs) -> list[torch.Tensor]:
+        """Run one layer; gives its tops' terms of the loss."""
+        if step.is_input:
             tops: tuple[torch.Tensor, ...] = tuple(blobs[name] for name in step.tops)
         else:
             try:
@@ -184,24 +192,21 @@ class Net(nn.Module):
             if not step.bottoms:
                 tops = tuple(top.to(self.device) for top in tops)
             blobs.update(zip(step.tops, tops, strict=False))
-        for i, weight in step.losses:
-            blobs.loss = blobs.loss + weight * tops[i].sum()
         if blobs.versions:
             for name, top in zip(step.tops, tops, strict=False):
                 blobs.versions[name].append(top)
+        return [_weighted(tops[i], weight) for i, weight in step.losses]
 
     def _check_inputs(self, given: Mapping[str, torch.Tensor]) -> None:
         for name in self.inputs:
             if name not in given:
-                raise TypeError(f'the net needs the input "{name}" (its inputs: {self._inputs()})')
+                listing = ", ".join(self.inputs)
+                raise TypeError(f'the net needs the input "{name}" (its inputs: {listing})')
         if len(given) > len(self.inputs):
             name = next(name for name in given if name not in self.inputs)
             raise TypeError(
                 f'the net has no input "{name}": {did_you_mean(name, self.inputs, "inputs")}'
             )
-
-    def _inputs(self) -> str:
-        return ", ".join(self.inputs)
 
     def _plan(self, keep: bool | frozenset[str]) -> list[tuple[str, ...]]:
         """For each step, the blobs that nothing needs after it."""
@@ -263,8 +268,16 @@ def _steps(built: Built) -> list[_Step]:
         losses = tuple((i, weight) for i, weight in enumerate(weights) if weight)
         down = () if built.graph.force_backward else node.propagate_down
         stopped = tuple(i for i, wanted in enumerate(down) if not wanted)
-        steps.append(_Step(made.layer, node.bottoms, made.tops, losses, stopped, node.name, node.span))
+        is_input = made.layer.type_name == "Input"
+        steps.append(
+            _Step(made.layer, node.bottoms, made.tops, losses, stopped, is_input, node.name, node.span)
+        )
     return steps
+
+
+def _weighted(top: torch.Tensor, weight: float) -> torch.Tensor:
+    total = top.sum() if top.dim() else top
+    return total if weight == 1 else weight * total
 
 
 def _with_gradient(tensor: torch.Tensor) -> torch.Tensor:

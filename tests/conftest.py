@@ -1,4 +1,4 @@
-"""What all tests need: the count of the Caffe vector cases that held the project."""
+"""What all tests need: the count of the Caffe vector cases that held the project, tests' summaries."""
 
 from __future__ import annotations
 
@@ -31,6 +31,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     ran, skipped = _counted(terminalreporter)
     if ran or skipped:
         terminalreporter.write_line(f"Caffe vectors: {ran} cases ran, {skipped} skipped")
+    for report in terminalreporter.stats.get("passed", []):
+        for name, text in report.user_properties:
+            if name == "summary":
+                terminalreporter.write_line(text)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -16,7 +16,7 @@ import struct
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -29,9 +29,9 @@ HEADER = Path(__file__).parent / "cuda" / "cuda_host.h"
 BUILD = Path(__file__).parent.parent / "build" / "cuda_host"
 ORDERS = ("ascending", "descending", "random")
 FLAGS = (
-    "-std=c++17 -O0 -g1 -w -ffp-contract=off -ftrivial-auto-var-init=pattern "
-    "-fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all"
-).split()
+    *("-std=c++17", "-O0", "-g1", "-w", "-ffp-contract=off", "-ftrivial-auto-var-init=pattern"),
+    *("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"),
+)
 ENVIRONMENT = {
     "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0:allocator_may_return_null=1",
     "UBSAN_OPTIONS": "print_stacktrace=0",
@@ -60,14 +60,10 @@ def host_code(code: str) -> str:
     """The text as C++: linkage dropped, shared memory allocated by the header. Lines stay."""
     code = re.sub(r'extern\s+"C"\s+__global__', "__global__", code)
     kind = r"(?:__align__\(\d+\)\s+)?([\w: ]*?\w)"
-    code = re.sub(
-        rf"extern\s+__shared__\s+{kind}\s+(\w+)\[\]\s*;", r"auto* \2 = cuda_host::dynamic_shared<\1>();", code
-    )
-    return re.sub(
-        rf"(?<!extern )__shared__\s+{kind}\s+(\w+)((?:\[[^\]]+\])*)\s*;",
-        r"auto& \2 = cuda_host::shared<\1\3, __COUNTER__>();",
-        code,
-    )
+    dynamic = rf"extern\s+__shared__\s+{kind}\s+(\w+)\[\]\s*;"
+    static = rf"(?<!extern )__shared__\s+{kind}\s+(\w+)((?:\[[^\]]+\])*)\s*;"
+    code = re.sub(dynamic, r"auto* \2 = cuda_host::dynamic_shared<\1>();", code)
+    return re.sub(static, r"auto& \2 = cuda_host::shared<\1\3, __COUNTER__>();", code)
 
 
 def program(codes: Sequence[str], kernels: Sequence[str]) -> str:
@@ -117,7 +113,7 @@ class Server:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.log = tempfile.TemporaryFile("w+")
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 closed with the process
         self.process = subprocess.Popen(
             [path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, env=ENVIRONMENT
         )
@@ -147,15 +143,14 @@ class Server:
     def _last_words(self) -> str:
         code = self.close()
         self.log.seek(0)
-        report = self.log.read().strip()
+        report = headline(self.log.read())
+        self.log.close()
         return report or ("no end within the time limit" if code == -14 else f"died with status {code}")
 
     def close(self) -> int:
         for pipe in (self.process.stdin, self.process.stdout):
-            try:
+            with suppress(BrokenPipeError):
                 pipe.close()
-            except BrokenPipeError:
-                pass
         try:
             return self.process.wait(timeout=60)
         except subprocess.TimeoutExpired:
@@ -176,6 +171,14 @@ def _encoded(argument: cuda.Argument) -> bytes:
     tensor = argument.value
     data = bytes(tensor.detach().view(-1).view(torch.uint8).numpy()) if tensor.numel() else b""
     return struct.pack("3Q", 2 if argument.is_written else 1, len(data), tensor.data_ptr() % 16) + data
+
+
+def headline(report: str) -> str:
+    """The telling line of a report first, then all of it."""
+    match = re.search(
+        r"^.*(?:runtime error|cuda_host: |SUMMARY: AddressSanitizer).*$", report, re.MULTILINE
+    )
+    return f"{match[0]}\n{report}" if match else report.strip()
 
 
 _servers: dict[Path, Server] = {}
@@ -241,7 +244,9 @@ def on_host(
     host = make(order)
     deterministic = torch.are_deterministic_algorithms_enabled()
     with cuda.executed_by(host), impl("cuda"):
-        torch.use_deterministic_algorithms(True)  # fills empty tensors with NaN, integers with their largest
+        torch.use_deterministic_algorithms(
+            True
+        )  # fills empty tensors with NaN, integers with their largest
         try:
             if threads is None:
                 yield host

@@ -9,16 +9,18 @@ is explained in the text, at its line: ``// unseen: why``.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import cuda_host
 import cuda_proof
 import torch
 from cortado.layers._runtime import cuda, registry
 from cuda_host import CompileError, Host, HostError
+from torch import Tensor
 
 OPERATORS = {
     " < ": " <= ",
@@ -58,23 +60,20 @@ class Mutant:
 
     @property
     def is_explained(self) -> bool:
-        return "// unseen: " in self.source
+        return "unseen: " in self.source
 
 
 def mutants(path: Path, code: str) -> list[Mutant]:
     """All mutants of a text, by line."""
-    bare = cuda._without_comments(code).split("\n")
     lines = code.split("\n")
-    macro = False
     found = []
-    for number, line in enumerate(bare):
-        begins = line.lstrip().startswith("#")
-        if not begins and not (macro and lines[number - 1].rstrip().endswith("\\")) or macro:
-            for start, end, text, fault in _faults(line):
-                changed = lines[number][:start] + text + lines[number][end:]
-                whole = "\n".join([*lines[:number], changed, *lines[number + 1 :]])
-                found.append(Mutant(path, number + 1, fault, whole, lines[number]))
-        macro = (begins and "define" in line or macro) and lines[number].rstrip().endswith("\\")
+    for number, bare in enumerate(cuda.without_comments(code).split("\n")):
+        if bare.lstrip().startswith("#"):
+            continue
+        for start, end, text, fault in _faults(bare):
+            changed = lines[number][:start] + text + lines[number][end:]
+            whole = "\n".join([*lines[:number], changed, *lines[number + 1 :]])
+            found.append(Mutant(path, number + 1, fault, whole, lines[number]))
     return found
 
 
@@ -95,7 +94,9 @@ def _subscripts(line: str) -> Iterator[tuple[int, int]]:
     """The insides of the brackets that index, not of those that declare an array."""
     for match in re.finditer(r"[\w\])]\[", line):
         statement = re.split(r"[;{}(]", line[: match.start()])[-1]
-        declares = re.match(r"\s*(?:extern\s+|const\s+|__shared__\s+)*[A-Za-z_]\w*[&*]?\s+[^=]*$", statement)
+        declares = re.match(
+            r"\s*(?:extern\s+|const\s+|__shared__\s+)*[A-Za-z_]\w*[&*]?\s+[^=]*$", statement
+        )
         if declares and not re.match(r"\s*(?:return|else)\b", statement):
             continue
         depth, at = 1, match.end()
@@ -162,7 +163,8 @@ class Nursery:
     def _compile_all(self, plan: cuda.Plan) -> None:
         batches = range(-(-len(self.mutants) // BATCH))
         with ThreadPoolExecutor(2) as pool:
-            for batch, built in zip(batches, pool.map(lambda b: self._compile(plan, b), batches)):
+            done = pool.map(lambda batch: self._compile(plan, batch), batches)
+            for batch, built in zip(batches, done, strict=True):
                 self.programs[plan.scalar, plan.constants, batch] = built
 
     def _compile(self, plan: cuda.Plan, batch: int) -> tuple[Path, dict[int, int]]:
@@ -189,28 +191,44 @@ class Nursery:
             prelude = mutant.code
         else:
             code = mutant.code
-        return (
-            f'#line 1 "mutant {index}:prelude"\n{prelude}\n#line 1 "mutant {index}:{mutant.path.name}"\n{code}'
-        )
+        label = f'#line 1 "mutant {index}:'
+        return f'{label}prelude.cu"\n{prelude}\n{label}{self.text.path.name}"\n{code}'
 
 
 class Stillborn(Exception):
     """A mutant that does not compile."""
 
 
-def judge(entry: registry.Entry, chosen: Sequence[Mutant], dtype: torch.dtype = torch.float64) -> Verdict:
-    """Run a layer's samples with each mutant, and first with the text as it is, which must pass."""
-    text = cuda_proof.text(entry)
-    nursery = Nursery([*chosen, Mutant(text.path, 0, "none", text.code, "")], text)
-    cases = list(cuda_proof.cases(entry, [dtype]))
+class Runnable(Protocol):
+    """What tells mutants from the text as it is: results to compare."""
+
+    dtype: torch.dtype
+
+    def results(self) -> list[Tensor]: ...
+
+
+def judge_layer(entry: registry.Entry, chosen: Sequence[Mutant]) -> Verdict:
+    """Run a layer's samples, and one emptied, with each mutant."""
+    cases = list(cuda_proof.cases(entry, [torch.float64]))
     cases += [cuda_proof.empty(case) for case in cases[:1]]
-    expected = [case.expected() for case in cases]
-    if reason := _why_caught(nursery, len(chosen), cases, expected):
+    return judge(cuda_proof.text(entry), chosen, cases, [case.expected() for case in cases])
+
+
+def judge(
+    text: cuda.Text,
+    chosen: Sequence[Mutant],
+    cases: Sequence[Runnable],
+    expected: Sequence[list[Tensor]],
+    runs: Sequence[tuple[str, int | None]] = RUNS,
+) -> Verdict:
+    """Run the cases with each mutant, and first with the text as it is, which must pass."""
+    nursery = Nursery([*chosen, Mutant(text.path, 0, "none", text.code, "")], text)
+    if reason := _why_caught(nursery, len(chosen), cases, expected, runs):
         raise AssertionError(f"the kernels fail without a fault: {reason}")
     verdict = Verdict([], [], [])
     for index, mutant in enumerate(chosen):
         try:
-            reason = _why_caught(nursery, index, cases, expected)
+            reason = _why_caught(nursery, index, cases, expected, runs)
         except Stillborn:
             verdict.stillborn.append(mutant)
             continue
@@ -222,12 +240,16 @@ def judge(entry: registry.Entry, chosen: Sequence[Mutant], dtype: torch.dtype = 
 
 
 def _why_caught(
-    nursery: Nursery, index: int, cases: Sequence[cuda_proof.Case], expected: Sequence[list[torch.Tensor]]
+    nursery: Nursery,
+    index: int,
+    cases: Sequence[Runnable],
+    expected: Sequence[list[Tensor]],
+    runs: Sequence[tuple[str, int | None]],
 ) -> str | None:
     def make(order: str) -> Host:
         return MutantHost(order, nursery, index)
 
-    for order, threads in RUNS:
+    for order, threads in runs:
         for case, wanted in zip(cases, expected, strict=True):
             try:
                 with cuda_host.on_host(order, threads, make):
@@ -237,9 +259,6 @@ def _why_caught(
             if problems := cuda_proof.differences(found, wanted, case.dtype):
                 return problems[0]
     return None
-
-
-Choose = Callable[[list[Mutant]], Sequence[Mutant]]
 
 
 def of_layer(entry: registry.Entry) -> list[Mutant]:

@@ -54,7 +54,7 @@ class Case:
     def bottoms(self) -> list[Tensor]:
         """Floating bottoms in the dtype; tables (those that get no gradient) never in half."""
         half = self.dtype in (torch.float16, torch.bfloat16)
-        tables = getattr(self.entry.layer, "tables", ())
+        tables = self.entry.layer.tables
         given = []
         for i, bottom in enumerate(self.sample.bottoms):
             if bottom.is_floating_point():
@@ -65,7 +65,9 @@ class Case:
 
     def results(self) -> list[Tensor]:
         """Tops, then the gradients of the differentiable bottoms and of the layer's own blobs."""
-        leaves = [b.requires_grad_(i in self.sample.differentiable) for i, b in enumerate(self.bottoms())]
+        leaves = [
+            b.requires_grad_(i in self.sample.differentiable) for i, b in enumerate(self.bottoms())
+        ]
         shapes = tuple(tuple(leaf.shape) for leaf in leaves)
         layer = self.entry.layer(self.sample.params, shapes, torch.Generator().manual_seed(SEED))
         layer.to(self.device, self.dtype)
@@ -112,7 +114,9 @@ def differences(found: Sequence[Tensor], expected: Sequence[Tensor], dtype: torc
     problems = []
     for i, (a, b) in enumerate(zip(found, expected, strict=True)):
         if a.shape != b.shape or a.dtype != b.dtype:
-            problems.append(f"result {i}: {a.dtype} {list(a.shape)}, expected {b.dtype} {list(b.shape)}")
+            problems.append(
+                f"result {i}: {a.dtype} {list(a.shape)}, expected {b.dtype} {list(b.shape)}"
+            )
         elif not b.is_floating_point():
             if not torch.equal(a, b):
                 problems.append(f"result {i}: {int((a != b).sum())} of {b.numel()} integers differ")
@@ -129,7 +133,9 @@ def _difference(name: str, a: Tensor, b: Tensor, tolerance: float) -> list[str]:
     if not wrong.any():
         return []
     at = tuple(wrong.nonzero()[0].tolist())
-    return [f"{name}: {int(wrong.sum())} of {b.numel()} differ, at {at}: {a[at]:.9g}, expected {b[at]:.9g}"]
+    return [
+        f"{name}: {int(wrong.sum())} of {b.numel()} differ, at {at}: {a[at]:.9g}, expected {b[at]:.9g}"
+    ]
 
 
 def compare(case: Case, run: Callable[[Case], list[Tensor]]) -> list[str]:

@@ -2,7 +2,6 @@
 
 class TestMyLayer(LayerSuite):
     layer = MyLayer
-    tables = (1,)                        # bottoms that hold coordinates: never in half precision
     wrong = [((torch.zeros(2, 3),), "expected bottom [2, 3] to be [N, C, H, W]")]
 
     def oracle(self, params, *bottoms):  # float64 arrays in, float64 arrays out, loops welcome
@@ -11,7 +10,7 @@ class TestMyLayer(LayerSuite):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -52,7 +51,6 @@ class LayerSuite:
         torch.float16: 2e-3,
         torch.bfloat16: 1.6e-2,
     }
-    tables: ClassVar[Sequence[int]] = ()
     gradient_threshold: ClassVar[float] = 1e-6
     caffe_options: ClassVar[dict[str, float]] = {"step": 1e-4, "threshold": 1e-4}
     # (bottoms, message) or (bottoms, message, params)
@@ -73,17 +71,18 @@ class LayerSuite:
     def bottoms(self, sample: Sample, dtype: torch.dtype = torch.float64) -> list[Tensor]:
         """The sample's bottoms on the device, floating ones in ``dtype``; tables never in half."""
         half = dtype in (torch.float16, torch.bfloat16)
-        kinds = [torch.float32 if half and i in self.tables else dtype for i in range(99)]
-        return [
-            x.to(self.device, kind if x.is_floating_point() else x.dtype)
-            for x, kind in zip(sample.bottoms, kinds, strict=False)
-        ]
+
+        def kind(i: int, x: Tensor) -> torch.dtype:
+            if not x.is_floating_point():
+                return x.dtype
+            return torch.float32 if half and i in self.layer.tables else dtype
+
+        return [x.to(self.device, kind(i, x)) for i, x in enumerate(sample.bottoms)]
 
     def run(self, params: Any, bottoms: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The layer's tops, always as a tuple."""
         layer = self.layer(params, tuple(tuple(x.shape) for x in bottoms)).to(self.device)
-        with impl(self.path) if self.path else nullcontext():
-            tops = layer(*bottoms)
+        tops = layer(*bottoms)
         return tops if isinstance(tops, tuple) else (tops,)
 
     def gradients(
@@ -109,6 +108,11 @@ class LayerSuite:
 
         inputs = self.bottoms(sample)
         return check(function, inputs, sample.differentiable, sample.tops, **options)
+
+    @pytest.fixture(autouse=True)
+    def _forced_path(self) -> Iterator[None]:
+        with impl(self.path) if self.path else nullcontext():
+            yield
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         if "dtype" in metafunc.fixturenames:

@@ -10,7 +10,7 @@ import click
 
 import cortado
 
-COMMANDS = ("check", "demo", "match", "train")
+COMMANDS = ("check", "demo", "kernels", "match", "train")
 
 
 class Commands(click.Group):

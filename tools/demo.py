@@ -61,24 +61,18 @@ def command(out: str, iterations: int | None) -> None:
     click.echo(f"report, pictures and weights: {folder}/")
 
 
-def spec(name: str) -> Path:
-    """A spec that the package ships."""
-    import cortado.nets.specs
-
-    return Path(cortado.nets.specs.__path__[0]) / f"{name}.yaml"
-
-
 def train(net: str, folder: Path, name: str, iterations: int | None) -> dict[str, Any]:
     """Train a net by its solver spec, saving its weights before and after.
 
     Returns seconds, iterations and losses for the report.
     """
     from cortado.nets.solver import Solver
+    from cortado.nets.specs import path
     from cortado.nets.weights import save
 
     from .progress import training
 
-    solver = Solver(spec(f"{net}_solver"))
+    solver = Solver(path(f"{net}_solver"))
     save(solver.net, folder / f"{name}_untrained.safetensors")
     begin = time.perf_counter()
     losses = training(solver, iterations or solver.params.max_iter, label=net)
@@ -106,7 +100,7 @@ def make_tests() -> dict[str, tuple[StereoPair, np.ndarray, np.ndarray]]:
     places = {name: {(x, y): i for i, (x, y) in enumerate(p.pairs[:, :2])} for name, p in pairs.items()}
     common = sorted(set.intersection(*(set(place) for place in places.values())))
     chosen = np.random.default_rng(SEED).choice(len(common), QUERIES, replace=False)
-    points = np.array(common)[np.sort(chosen)]
+    points = np.array(common, dtype=int)[np.sort(chosen)]
     return {
         name: (pair, points, pair.pairs[[places[name][x, y] for x, y in points], 2:])
         for name, pair in pairs.items()
@@ -116,11 +110,12 @@ def make_tests() -> dict[str, tuple[StereoPair, np.ndarray, np.ndarray]]:
 def methods(folder: Path) -> dict[str, Match]:
     """Every method by its name in the report: (image1, image2, points) -> matched points."""
     from cortado.nets.matching import Matcher
+    from cortado.nets.specs import path
 
     from .dense_descriptors import dense_daisy, dense_sift, nearest
 
     def by_net(name: str, state: str = "") -> Match:
-        matcher = Matcher(spec(NETS[name]), folder / f"{name}{state}.safetensors")
+        matcher = Matcher(path(NETS[name]), folder / f"{name}{state}.safetensors")
         return lambda *args: matcher.match(*args)[0]
 
     def by_descriptor(describe: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Match:
@@ -182,15 +177,15 @@ def show(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="PCK@3 / @5 / @10 pixels, and seconds a pair")
-    table.add_column("method")
+    table = Table(title="PCK@3 @5 @10 pixels, and seconds a pair")
+    table.add_column("method", no_wrap=True)
     for test in report["tests"]:
-        table.add_column(test, justify="right")
+        table.add_column(test, justify="right", no_wrap=True)
     for method in next(iter(report["tests"].values())):
         cells = []
         for rows in report["tests"].values():
-            pck = " / ".join(f"{value:.2f}" for value in rows[method]["pck"].values())
-            cells.append(f"{pck}  {rows[method]['seconds']:5.1f}s")
+            pck = " ".join(f"{value:.2f}"[1:] for value in rows[method]["pck"].values())
+            cells.append(f"{pck} {rows[method]['seconds']:4.1f}s")
         table.add_row(method, *cells)
     console = Console()
     console.print(table)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-SIGMA = 1.6  # blur of the scale that is described
+SIGMA = 2.4  # blur of the scale that is described; its cells are 7 pixels wide, near DAISY's
 CAMERA_SIGMA = 0.5  # blur that scikit-image takes an image to have
 
 Describe = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -57,7 +57,8 @@ def dense_sift(image: np.ndarray, points: np.ndarray, oriented: bool = False) ->
     sift.scales = sift.octaves = np.zeros(len(points), int)
     sift.sigmas = np.full(len(points), SIGMA, np.float32)
     sift.orientations = orientations(gray, points) if oriented else np.zeros(len(points))
-    sift.extract(gray)
+    with np.errstate(invalid="ignore"):  # a flat patch has no descriptor: 0 / 0
+        sift.extract(gray)
     return np.asarray(sift.descriptors)
 
 

@@ -33,7 +33,7 @@ def draw_matches(
     canvas = np.full((height, width, 3), 255, np.uint8)
     canvas[: image1.shape[0], : image1.shape[1]] = image1
     canvas[: image2.shape[0], image1.shape[1] + gap :] = image2
-    figure = Figure(figsize=(width / 100, height / 100 + 0.4), dpi=150, layout="constrained")
+    figure = Figure(figsize=(width / 100, height / 100 + 0.4), dpi=100, layout="constrained")
     axes = figure.subplots()
     axes.imshow(canvas)
     axes.set_axis_off()

@@ -56,6 +56,10 @@ class CudaError(RuntimeError):
     """Kernels that cannot be compiled or launched."""
 
 
+class CompileError(CudaError):
+    """Text that a CUDA compiler does not take."""
+
+
 class PlanError(TypeError):
     """A launch that does not fit the kernel's signature or CUDA's limits."""
 
@@ -118,7 +122,7 @@ class Text:
             name: tuple(int(value) for value in values.split())
             for name, values in _CONSTANT.findall(self.code)
         }
-        bare = _without_comments(self.code)
+        bare = without_comments(self.code)
         self.signatures = {
             match[2]: Signature(
                 match[2],
@@ -150,7 +154,7 @@ class Text:
         return {name: constants.get(name, values[0]) for name, values in self.constants.items()}
 
 
-def _without_comments(code: str) -> str:
+def without_comments(code: str) -> str:
     """Comments blanked, line breaks kept."""
     return re.sub(r"//[^\n]*|/\*.*?\*/", lambda m: re.sub(r"[^\n]", " ", m[0]), code, flags=re.DOTALL)
 
@@ -289,7 +293,9 @@ def _device(kernel: str, arguments: Mapping[str, Any]) -> torch.device:
 def _argument(parameter: Parameter, value: Any, scalar: torch.dtype) -> Argument:
     ctype = parameter.resolved(scalar)
     if parameter.pointer:
-        _check_tensor(parameter.name, value, scalar if parameter.type == "scalar_t" else _POINTERS[ctype])
+        _check_tensor(
+            parameter.name, value, scalar if parameter.type == "scalar_t" else _POINTERS[ctype]
+        )
         return Argument(parameter.name, f"{'const ' if parameter.const else ''}{ctype}*", value)
     if not isinstance(value, int if ctype not in ("float", "double") else (int, float)):
         raise PlanError(f"{parameter.name}: expected a number for {ctype}, got {value!r}")
@@ -447,7 +453,7 @@ def _function(text: str, name: str, options: tuple[str, ...], kernel: str, devic
         module.compile()
         return module.get_function(kernel)
     except cupy.cuda.compiler.CompileException as error:
-        raise CudaError(f"{name} does not compile: {first_error(str(error))}") from error
+        raise CompileError(f"{name} does not compile: {first_error(str(error))}") from error
 
 
 @functools.cache
@@ -457,7 +463,7 @@ def _module(text: str, options: tuple[str, ...]) -> Any:
 
 def first_error(log: str) -> str:
     """A compiler's first error as ``file:line: error: ...``; the whole log if there is none."""
-    match = re.search(r"^(\S+\.cu)\((\d+)\): ((?:catastrophic )?error.*)$", log, re.MULTILINE)
+    match = re.search(r"^([^\s(:]+\.cu)[(:](\d+)\)?(?::\d+)?: ((?:\w+ )?error.*)$", log, re.MULTILINE)
     return f"{match[1]}:{match[2]}: {match[3]}" if match else log
 
 
@@ -472,6 +478,31 @@ def _cupy_execute(plan: Plan) -> None:
     with cupy.cuda.Device(index), cupy.cuda.ExternalStream(stream, index):
         function = _function(plan.text.full, plan.text.path.name, options, plan.kernel, index)
         function(plan.grid, plan.block, arguments, shared_mem=plan.shared)
+
+
+def nvrtc_report(text: Text, scalar: torch.dtype, constants: Mapping[str, int], arch: str) -> str:
+    """Compile for an architecture (``sm_90``) with CuPy's NVRTC: what ptxas says of each kernel.
+
+    Needs no GPU. Raises ImportError or :class:`CudaError`, whose cause is NVRTC's, without NVRTC.
+    """
+    cupy = _cupy()
+    nvrtc = cupy.cuda.nvrtc
+    defines = (f"-D{name}={value}" for name, value in text.defines(scalar, constants).items())
+    options = ("--std=c++17", f"-arch={arch}", "--ptxas-options=-v", "-ftz=true", *defines)
+    try:
+        options = importlib.import_module("cupy._core.core").assemble_cupy_compiler_options(options)
+        program = nvrtc.createProgram(text.full, text.path.name, (), ())
+    except Exception as error:  # the libraries CuPy loads when first used
+        raise CudaError(f"NVRTC is not to be had: {error}") from error
+    try:
+        nvrtc.compileProgram(program, options)
+    except nvrtc.NVRTCError as error:
+        log = str(nvrtc.getProgramLog(program))
+        raise CompileError(f"{text.path.name} does not compile: {first_error(log)}") from error
+    finally:
+        log = str(nvrtc.getProgramLog(program))
+        nvrtc.destroyProgram(program)
+    return log
 
 
 _NUMPY = {"i": "int32", "I": "uint32", "q": "int64", "?": "bool_", "f": "float32", "d": "float64"}

@@ -9,7 +9,7 @@ shifts its map. Points outside of the map are read at its nearest border point. 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,7 +17,8 @@ from torch import Tensor
 from .checks import BlobError
 
 
-class Corners(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Corners:
     """The cells a point is read from: 4 of them (bilinear) or 1 (nearest).
 
     ``index`` ``[N, K, P]`` int64, cells ``v W + u``; ``weight`` ``[N, K, P]``, which sum to 1.

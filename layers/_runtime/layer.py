@@ -20,6 +20,7 @@ class Layer(nn.Module):
     blobs are made in ``__init__`` from the bottoms' shapes and listed, in Caffe's order, in
     ``blob_names``; fillers draw from ``generator``. ``self.training`` is Caffe's phase TRAIN.
 
+    ``tables`` are the bottoms that hold coordinates, which half precision would spoil.
     ``type_name`` and ``block`` (the name of its parameters' block in a spec) are set by
     :func:`~.registry.register`.
     """
@@ -28,6 +29,7 @@ class Layer(nn.Module):
     type_name: ClassVar[str] = ""
     block: ClassVar[str] = ""
     bottom_names: ClassVar[tuple[str, ...]] = ()
+    tables: ClassVar[tuple[int, ...]] = ()
     is_loss: ClassVar[bool] = False
     infer: ClassVar[Any]
 

@@ -2,7 +2,7 @@
 // so that every element is read once (REACH more on either side of a span, mostly from the cache).
 // BATCH channels are read ahead, to have that many reads under way. Nothing is saved for backward:
 // it computes the scale again.
-// constant WINDOW: 5 3 7 9
+// constant WINDOW: 5 3 7
 #define REACH (WINDOW / 2)
 #define BATCH 8
 
@@ -34,8 +34,7 @@ __device__ inline acc_t scale_of(const acc_t (&window)[WINDOW], acc_t k, acc_t r
 // y = x scale^-beta, scale = k + ratio * (sum of squares over the window)
 extern "C" __global__ void __launch_bounds__(256) lrn_forward(
     const scalar_t* __restrict__ x, scalar_t* __restrict__ y, int images, int channels,
-    long long locations, int span, acc_t k, acc_t ratio, acc_t beta) {
-    const int spans = (channels + span - 1) / span;
+    long long locations, int span, int spans, acc_t k, acc_t ratio, acc_t beta) {
     for (int row = blockIdx.y; row < images * spans; row += gridDim.y) {
         const int first = row % spans * span, last = min(first + span, channels);
         const long long image = (long long)(row / spans) * channels * locations;
@@ -46,7 +45,7 @@ extern "C" __global__ void __launch_bounds__(256) lrn_forward(
 #pragma unroll
             for (int i = 1; i < WINDOW; ++i)
                 window[i] = channel(from, first - REACH - 1 + i, channels, locations);
-            for (int start = first; start < last; start += BATCH) {
+            for (int start = first; start < last; start += BATCH) {  // unseen: <= adds an empty batch
                 acc_t ahead[BATCH];
 #pragma unroll
                 for (int i = 0; i < BATCH; ++i)
@@ -66,11 +65,10 @@ extern "C" __global__ void __launch_bounds__(256) lrn_forward(
 // dx = g scale^-beta - cross x sum(g x scale^(-beta-1) over the window), cross = 2 ratio beta.
 // Two windows follow each other: x around channel c gives the scale there, and the products of the
 // channels up to c give the result for channel c - REACH.
-extern "C" __global__ void __launch_bounds__(256) lrn_backward(
+extern "C" __global__ void __launch_bounds__(256, 3) lrn_backward(
     const scalar_t* __restrict__ top_gradient, const scalar_t* __restrict__ x,
-    scalar_t* __restrict__ gradient, int images, int channels, long long locations, int span, acc_t k,
-    acc_t ratio, acc_t beta) {
-    const int spans = (channels + span - 1) / span;
+    scalar_t* __restrict__ gradient, int images, int channels, long long locations, int span,
+    int spans, acc_t k, acc_t ratio, acc_t beta) {
     const acc_t cross = 2 * ratio * beta;
     for (int row = blockIdx.y; row < images * spans; row += gridDim.y) {
         const int first = row % spans * span, last = min(first + span, channels);
@@ -84,7 +82,8 @@ extern "C" __global__ void __launch_bounds__(256) lrn_backward(
                 window[i] = channel(from, first - 2 * REACH - 1 + i, channels, locations);
                 product[i] = direct[i] = 0;
             }
-            for (int start = first - REACH; start < last + REACH; start += BATCH) {
+            for (int start = first - REACH; start < last + REACH;  // unseen: <= adds an empty batch
+                 start += BATCH) {
                 acc_t ahead[BATCH], g[BATCH];
 #pragma unroll
                 for (int i = 0; i < BATCH; ++i) {

@@ -103,12 +103,12 @@ def backward(grad: Tensor, x: Tensor, scale: Tensor, params: Params) -> Tensor:
 
 
 kernels = cuda.Kernels(__file__)
-WINDOWS = (3, 5, 7, 9)
+WINDOWS = (3, 5, 7)
 
 
-def has_kernel(x: Tensor, params: Params) -> bool:
-    across = params.norm_region is NormRegion.ACROSS_CHANNELS
-    return across and params.local_size in WINDOWS and use_cuda(x)
+def covers(params: Params) -> bool:
+    """Whether the kernels compute this; the rest is the torch path's."""
+    return params.norm_region is NormRegion.ACROSS_CHANNELS and params.local_size in WINDOWS
 
 
 def forward_cuda(x: Tensor, params: Params) -> Tensor:
@@ -133,15 +133,16 @@ def _launch(x: Tensor, params: Params) -> dict[str, Any]:
     threads, locations = cuda.threads(256), height * width
     wanted = cuda.multiprocessors(x.device) * 2048
     span = max(16, channels * images * locations // wanted)
-    rows = images * -(-channels // span)
+    spans = -(-channels // span)
     return {
-        "grid": (cuda.blocks(locations, threads), min(rows, 2**16 - 1)),
+        "grid": (cuda.blocks(locations, threads), min(images * spans, 2**16 - 1)),
         "block": threads,
         "constants": {"WINDOW": params.local_size},
         "images": images,
         "channels": channels,
         "locations": locations,
         "span": span,
+        "spans": spans,
         "k": params.k,
         "ratio": params.alpha / params.local_size,
         "beta": params.beta,
@@ -151,7 +152,7 @@ def _launch(x: Tensor, params: Params) -> dict[str, Any]:
 class Function(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, params: Params) -> tuple[Tensor, Tensor]:
-        if has_kernel(x, params):
+        if covers(params) and use_cuda(x):
             return forward_cuda(x, params), x.new_empty(0)  # its backward needs no scale
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         top, scale = forward(wide, params)
@@ -167,7 +168,7 @@ class Function(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None]:
         x, scale = ctx.saved_tensors
-        if has_kernel(x, ctx.params):
+        if covers(ctx.params) and use_cuda(x):
             return backward_cuda(grad, x, ctx.params), None
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         if scale.numel() != x.numel():
@@ -196,9 +197,12 @@ class LRN(Layer):
             shape = (2, 64, 32 * scale, 104 * scale)
             return [Sample(Params(alpha=1e-4), (normal(rng, shape),), name="norm1")]
         x = normal(rng, (2, 6, 3, 2))
+        ends = normal(rng, (1, 5, 2, 2))
+        ends[:, [0, -1], 0] = 0
         return [
             Sample(Params(alpha=0.7, k=1.5), (x,), name="across"),
             Sample(Params(local_size=3, alpha=0.7, beta=0.6), (x,), name="across, beta 0.6"),
+            Sample(Params(local_size=3, k=0), (ends,), name="across, k 0, ends 0"),
             Sample(Params(alpha=0.7), (normal(rng, (1, 37, 1, 3)),), name="across many"),
             Sample(Params(3, alpha=0.7, norm_region=NormRegion.WITHIN_CHANNEL), (x,), name="within"),
         ]

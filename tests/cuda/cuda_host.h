@@ -2,8 +2,8 @@
 //
 // Blocks run one after the other. The threads of a block are fibers: each runs until it ends or
 // waits (at __syncthreads, in a warp operation), then the next one does, in ascending, descending or
-// random order. When none can run, warp operations whose lanes have all arrived go on, then the
-// block's barrier if every thread has arrived; anything else is reported as an error.
+// random order. A warp operation goes on once all lanes of its mask have arrived, the block's barrier
+// once every thread has; anything else is reported as an error.
 //
 // Shared memory is fresh, exactly sized and filled with NaN in every block. The program serves
 // launches over stdin and stdout; each tensor is copied into its own allocation.
@@ -185,37 +185,54 @@ inline void stuck() {
     fail(text);
 }
 
-inline bool release_warps() {
+// Lets the lanes of a warp go on whose operation has all of its mask.
+inline bool release_warp(size_t first) {
     bool released = false;
-    for (size_t first = 0; first < fibers.size(); first += 32) {
-        for (size_t i = first; i < first + 32 && i < fibers.size(); ++i) {
-            if (fibers[i].state != AT_WARP) continue;
-            const unsigned mask = fibers[i].mask;
-            if (!(mask >> (i - first) & 1)) fail("a lane outside of its own mask");
-            bool complete = true;
-            for (unsigned lane = 0; lane < 32; ++lane)
-                if (mask >> lane & 1)
-                    complete &= first + lane < fibers.size() && fibers[first + lane].state == AT_WARP &&
-                                fibers[first + lane].line == fibers[i].line &&
-                                fibers[first + lane].mask == mask;
-            if (!complete) continue;
-            for (unsigned lane = 0; lane < 32; ++lane)
-                if (mask >> lane & 1) fibers[first + lane].state = READY;
-            released = true;
-        }
+    for (size_t i = first; i < first + 32 && i < fibers.size(); ++i) {
+        if (fibers[i].state != AT_WARP) continue;
+        const unsigned mask = fibers[i].mask;
+        if (!(mask >> (i - first) & 1)) fail("a lane outside of its own mask");
+        bool complete = true;
+        for (unsigned lane = 0; lane < 32; ++lane)
+            if (mask >> lane & 1)
+                complete &= first + lane < fibers.size() && fibers[first + lane].state == AT_WARP &&
+                            fibers[first + lane].line == fibers[i].line && fibers[first + lane].mask == mask;
+        if (!complete) continue;
+        for (unsigned lane = 0; lane < 32; ++lane)
+            if (mask >> lane & 1) fibers[first + lane].state = READY;
+        released = true;
     }
     return released;
 }
 
+inline bool runnable(const Fiber& fiber) { return fiber.state == NEW || fiber.state == READY; }
+
+// One round: every thread runs until it ends or waits. Warp by warp, each as far ahead of the others
+// as the block's barriers let it; in random order sometimes all threads mixed instead.
+inline void run_round(std::vector<size_t>& threads, unsigned how) {
+    arrange(threads, how);
+    if (how == RANDOM && random_bits() % 2)
+        for (size_t i : threads)
+            if (runnable(fibers[i])) resume(fibers[i]);
+    static std::vector<size_t> warps;
+    warps.resize((threads.size() + 31) / 32);
+    arrange(warps, how);
+    for (size_t warp : warps) {
+        bool again = true;
+        while (again) {
+            for (size_t i : threads)
+                if (i / 32 == warp && runnable(fibers[i])) resume(fibers[i]);
+            again = release_warp(warp * 32);
+        }
+    }
+}
+
 inline void run_block(unsigned how) {
-    static std::vector<size_t> order;
-    order.resize(fibers.size());
+    static std::vector<size_t> threads;
+    threads.resize(fibers.size());
     for (Fiber& fiber : fibers) fiber.state = NEW, fiber.rounds = 0;
     while (true) {
-        arrange(order, how);
-        for (size_t i : order)
-            if (fibers[i].state == NEW || fibers[i].state == READY) resume(fibers[i]);
-        if (release_warps()) continue;
+        run_round(threads, how);
         size_t done = 0, at_block = 0;
         for (const Fiber& fiber : fibers) {
             done += fiber.state == DONE;

@@ -39,7 +39,6 @@ def read(feature, x, y, params):
 
 class TestCorrespondenceContrastiveLoss(LayerSuite):
     layer = CorrespondenceContrastiveLoss
-    tables = (2,)
     wrong = (
         ((MAPS[0][0], MAPS[1], PAIRS), "expected feature1 [3, 4, 5] to be [N, C, H, W]"),
         ((*MAPS, PAIRS[0]), "expected pairs [6, 5] to be [N, P, 5]"),

@@ -18,7 +18,6 @@ def bad(row, column, value):
 
 class TestExtractFeature(LayerSuite):
     layer = ExtractFeature
-    tables = (1,)
     wrong = (
         ((FEATURE[0], PAIRS), "expected feature [3, 4, 5] to be [N, C, H, W]"),
         ((FEATURE, PAIRS[0]), "expected pairs [6, 5] to be [N, P, 5]"),

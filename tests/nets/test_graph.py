@@ -116,3 +116,12 @@ def test_a_net_needs_layers():
 def test_a_state_has_a_phase():
     with pytest.raises(ValueError, match='expected "TRAIN" or "TEST", got "test"'):
         State("test")
+
+
+def test_match_param():
+    made = graph(loads(HEAD + "match_param: {image: [a, b], feature: [c, d], coordinate_offset: 4}"))
+    assert (made.match.image, made.match.feature) == (("a", "b"), ("c", "d"))
+    assert (made.match.downsampling_factor, made.match.coordinate_offset) == (4, 4)
+    assert errors_of(HEAD + "match_param: {image: a}") == [
+        "3: match_param names two image blobs and two feature blobs"
+    ]

@@ -262,18 +262,35 @@ def test_shared_parameters_are_one():
     assert (weight.layer, weight.lr_mult, weight.decay_mult) == ("ip.1/a", 2, 3)
 
 
-def test_the_authors_python_layers_run_natively():
-    text = """
-layer:
-- {name: x, type: Input, top: x, input_param: {shape: {dim: [1, 4, 2, 2]}}}
-- name: norm
-  type: Python
-  bottom: x
-  top: y
-  python_param: {module: anything.at_all, layer: L2NormLayer}
+PYTHON = """
+layer {{
+  name: "f" type: "Input" top: "f" top: "g" input_param {{ shape {{ dim: 1 dim: 4 dim: 2 dim: 2 }} }}
+}}
+layer {{ name: "pairs" type: "Input" top: "pairs" input_param {{ shape {{ dim: 1 dim: 3 dim: 5 }} }} }}
+layer {{
+  name: "loss" type: "Python" bottom: "f" bottom: "g" bottom: "pairs" top: "loss" loss_weight: 2
+  python_param {{
+    module: "anything.at_all" layer: "CorrespondenceContrastiveLosslayer" param_str: "{}"
+  }}
+}}
 """
-    norm = Net(loads(text))(x=torch.ones(1, 4, 2, 2))["y"]
-    torch.testing.assert_close(norm, torch.full((1, 4, 2, 2), 0.5))
+
+
+def test_the_authors_python_layers_run_natively():
+    text = PYTHON.format("{down_sampling_factor: 8, margin: 2}")
+    net = Net(loads(text, notation="prototxt"), "TRAIN")
+    params = net.layer_by_name["loss"].params
+    assert (params.downsampling_factor, params.margin) == (8, 2)
+    f, g = torch.ones(1, 4, 2, 2), torch.zeros(1, 4, 2, 2)
+    pairs = torch.tensor([[[0.0, 0, 0, 0, 1]]])
+    assert net(f=f, g=g, pairs=pairs).loss == 2 * 4 / 2
+
+
+def test_mistakes_in_a_param_str_are_located():
+    text = PYTHON.format("{marge: 2}")
+    with pytest.raises(SpecError, match='has no parameter "marge"') as caught:
+        Net(loads(text, notation="prototxt"))
+    assert caught.value.span.line == 9
 
 
 @pytest.mark.parametrize(

@@ -107,11 +107,18 @@ def test_forward_and_backward_on_a_pair(name):
     generator = torch.Generator().manual_seed(1)
     xy = torch.rand(1, 1000, 2, generator=generator) * torch.tensor([415.0, 127.0])
     pairs = torch.cat([xy, (xy + 3).clamp(max=127), torch.ones(1, 1000, 1)], 2)
-    pairs[:, 500:, 4] = 0
+    pairs[:, 500:, 4] = -1
     image1, image2 = 50 * torch.randn(2, 1, 3, 128, 416, generator=generator)
     inputs = {"image1": image1, "image2": image2, "pairs": pairs, "num_pairs": torch.tensor([[500.0]])}
-    blobs = net({name: inputs[name] for name in net.inputs}, keep=["feature1"])
+    blobs = net({name: inputs[name] for name in net.inputs}, keep=["feature1", "mined", "index"])
     assert blobs["feature1"].shape == (1, 128, 31, 103)
+    negatives = blobs["mined"][0, 1000:1500]
+    apart = (negatives - pairs[0, :500])[:, 2:4].norm(dim=1)
+    assert (apart[negatives[:, 4] == 0] >= 16).all()
+    cell = blobs["index"][0, 0, :500]
+    nearest = 4 + 4 * torch.stack([cell % 103, cell // 103], 1)
+    hard = (negatives[:, 2:4] == nearest).all(1)
+    assert hard.any() == (name != "ucn_rn")
     assert torch.isfinite(blobs.loss)
     blobs.loss.backward()
     for blob in net.learnable:
@@ -123,6 +130,7 @@ def test_forward_and_backward_on_a_pair(name):
 @pytest.mark.parametrize("name", SPECS)
 def test_solvers_build(name):
     solver = Solver(specs.path(f"{name}_solver"))
+    assert solver.net.blob_shapes["image1"] == (1, 3, 224, 224)
     assert solver.net.inputs == ()
     assert solver.params.type == "Adam"
     assert solver.rate == 9e-5

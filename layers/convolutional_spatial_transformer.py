@@ -1,0 +1,251 @@
+"""ConvolutionalSpatialTransformer: every location's own affine transform of its k x k patch.
+
+    top[n, :, i k + row, j k + column] = U[n, :, y, x]  read bilinearly, zero outside, at
+        x = j + t1 dx + t2 dy + t3,    dx = column - (k - 1) / 2
+        y = i + t4 dx + t5 dy + t6,    dy = row - (k - 1) / 2
+
+with t = theta[n, :, i, j], all in cells of U. Bottoms: ``u`` ``[N, C, H, W]``; ``theta``, of the
+same type, ``[N, 4, H, W]``: (t1, t2, t4, t5), the translation t3, t6 being 0, or ``[N, 6, H, W]``:
+(t1, ..., t6). Top: ``[N, C, k H, k W]``, patches side by side, to be convolved with stride k. With
+``theta_mode: RELATIVE`` theta is the difference from the identity: 1 is added to t1 and t5.
+
+Backward fills both gradients, the exact derivatives. Where a point lies on a cell centre the
+derivative by theta is one-sided, and which side is up to the rounding of the point.
+
+The points are rounded to about W times the type's eps cells: 2e-5 for W = 300 in float32.
+
+*Differs from the original:* the released source is not public; ``RELATIVE`` is a choice, so that
+theta near 0 gives the patch as it is.
+
+Source: UCN, Section 4 and Supplement 2 (one spatial transformer per location).
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ._runtime import autocast
+from ._runtime.checks import BlobError, Shape, expect_axes, expect_floating
+from ._runtime.layer import Layer
+from ._runtime.params import choice, param
+from ._runtime.registry import register
+from ._runtime.samples import Sample
+
+BILINEAR, ZEROS, ALIGN_CORNERS = 0, 0, False  # as aten.grid_sampler_2d numbers them
+
+
+class Transform(enum.Enum):
+    """The family of transforms; theta's channels say whether with translation."""
+
+    AFFINE = 0
+
+
+class ThetaMode(enum.Enum):
+    """Whether theta is the transform or its difference from the identity."""
+
+    ABSOLUTE = 0
+    RELATIVE = 1
+
+
+@dataclass(frozen=True)
+class Params:
+    kernel_size: int = param(3, low=1, unit="cells", doc="side of the patch of one location")
+    theta_mode: ThetaMode = param(ThetaMode.RELATIVE, doc="RELATIVE: the identity is added")
+    type: Transform = param(Transform.AFFINE)
+
+
+def infer(params: Params, u: Shape, theta: Shape) -> tuple[Shape]:
+    """``[N, C, k H, k W]``; raises :class:`BlobError` for bottoms that do not fit together."""
+    expect_axes("N C H W", u=u, theta=theta)
+    if theta[1] not in (4, 6):
+        raise BlobError("expected {theta} to have 4 or 6 channels", theta=theta)
+    if (u[0], *u[2:]) != (theta[0], *theta[2:]):
+        raise BlobError("bottoms disagree on N, H or W: {u}, {theta}", u=u, theta=theta)
+    k = params.kernel_size
+    return ((u[0], u[1], k * u[2], k * u[3]),)
+
+
+def forward(u: Tensor, theta: Tensor, k: int, mode: ThetaMode) -> Tensor:
+    """The top ``[N, C, k H, k W]``, in float32 or wider."""
+    n, channels, height, width = u.shape
+    if not u.numel():
+        return _wide(u).new_empty(n, channels, k * height, k * width)
+    split, points = _split(_wide(u), _points(_wide(theta), k, mode))
+    top = torch.ops.aten.grid_sampler_2d(split, points, BILINEAR, ZEROS, ALIGN_CORNERS)
+    return top.view(n, channels, k * height, k * width)
+
+
+def backward(
+    top_gradient: Tensor, u: Tensor, theta: Tensor, k: int, mode: ThetaMode, wanted: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of u and theta, of those that are ``wanted``; in float32 or wider."""
+    n, _, height, width = u.shape
+    if not u.numel():
+        return _wide(u).new_zeros(u.shape), _wide(u).new_zeros(theta.shape)
+    split, points = _split(_wide(u), _points(_wide(theta), k, mode))
+    given = _wide(top_gradient).reshape(*split.shape[:2], k * height, k * width)
+    u_gradient, points_gradient = torch.ops.aten.grid_sampler_2d_backward(
+        given, split, points, BILINEAR, ZEROS, ALIGN_CORNERS, (wanted[0], True)
+    )
+    u_gradient = u_gradient.view(u.shape) if wanted[0] else None
+    if not wanted[1]:
+        return u_gradient, None
+    by_point = points_gradient.view(n, -1, height, k, width, k, 2).sum(1)
+    by_point *= by_point.new_tensor((2 / width, 2 / height))
+    d = _taps(by_point, k)
+    by_column, by_row = by_point.sum(2), by_point.sum(4)  # [N, H, W, k, 2], [N, H, k, W, 2]
+    along_x = torch.einsum("nhwkc,k->cnhw", by_column, d)
+    along_y = torch.einsum("nhkwc,k->cnhw", by_row, d)
+    parts = [along_x[0], along_y[0], along_x[1], along_y[1]]
+    if theta.shape[1] == 6:
+        shift = by_column.sum(3)
+        parts = [*parts[:2], shift[..., 0], *parts[2:], shift[..., 1]]
+    return u_gradient, torch.stack(parts, dim=1)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _taps(like: Tensor, k: int) -> Tensor:
+    """dx of each column, dy of each row of a patch."""
+    return torch.arange(k, dtype=like.dtype, device=like.device) - (k - 1) / 2
+
+
+def _points(theta: Tensor, k: int, mode: ThetaMode) -> Tensor:
+    """The points (x, y) read for each element of the top, ``[N, k H, k W, 2]``.
+
+    As grid_sampler_2d counts them: -1 and 1 are the outer edges of the first and the last cell.
+    """
+    n, channels, height, width = theta.shape
+    one = 1 if mode is ThetaMode.RELATIVE else 0
+    t = theta.view(n, channels, height, 1, width, 1).unbind(1)
+    t1, t2, t3, t4, t5, t6 = t if channels == 6 else (t[0], t[1], 0, t[2], t[3], 0)
+    d = _taps(theta, k)
+    dx, dy = d, d[:, None, None]
+    j = torch.arange(width, dtype=theta.dtype, device=theta.device)[:, None]
+    i = torch.arange(height, dtype=theta.dtype, device=theta.device)[:, None, None, None]
+    points = theta.new_empty(n, height, k, width, k, 2)
+    for axis, (at, size) in enumerate(
+        (
+            ((t1 + one) * dx + (t2 * dy + (j + t3)), width),
+            (t4 * dx + ((t5 + one) * dy + (i + t6)), height),
+        )
+    ):
+        torch.add(at.mul_(2 / size), 1 / size - 1, out=points[..., axis])
+    return points.view(n, k * height, k * width, 2)
+
+
+def _split(u: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Groups of channels as a batch: on the CPU, images are what grid_sampler_2d runs in parallel."""
+    n, channels, height, width = u.shape
+    threads = 1 if u.is_cuda else torch.get_num_threads()
+    groups = next((g for g in range(1, channels) if channels % g == 0 and n * g >= threads), 1)
+    shared = points[:, None].expand(n, groups, *points.shape[1:]).flatten(0, 1)
+    return u.reshape(n * groups, channels // groups, height, width), shared
+
+
+class Function(torch.autograd.Function):
+    @staticmethod
+    def forward(u: Tensor, theta: Tensor, k: int, mode: ThetaMode) -> Tensor:
+        return forward(u, theta, k, mode).to(u.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        u, theta, ctx.k, ctx.mode = inputs
+        ctx.save_for_backward(u, theta)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, top_gradient: Tensor) -> tuple[Tensor | None, ...]:
+        u, theta = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:2]
+        gradients = backward(top_gradient, u, theta, ctx.k, ctx.mode, wanted)
+        return *(None if g is None else g.to(u.dtype) for g in gradients), None, None
+
+
+def convolutional_spatial_transformer(
+    u: Tensor,
+    theta: Tensor,
+    kernel_size: int = 3,
+    theta_mode: ThetaMode | str = ThetaMode.RELATIVE,
+) -> Tensor:
+    """Each location's k x k patch of ``u`` ``[N, C, H, W]``, transformed by its own ``theta``.
+
+    ``theta`` ``[N, 4, H, W]`` is the 2 x 2 linear part in row-major order, ``[N, 6, H, W]`` the
+    2 x 3 affine matrix, in cells; ``"RELATIVE"`` adds the identity to it, ``"ABSOLUTE"`` takes it
+    as it is. Gives ``[N, C, k H, k W]``. Raises ``BlobError`` for shapes that do not fit,
+    ``TypeError`` unless both are of one floating type, ``ValueError`` for a kernel size below 1.
+    Source: UCN, Section 4 and Supplement 2.
+    """
+    mode = choice(ThetaMode, theta_mode, "theta_mode")
+    if kernel_size < 1:
+        raise ValueError(f"kernel_size: expected at least 1, got {kernel_size}")
+    infer(Params(kernel_size, mode), tuple(u.shape), tuple(theta.shape))
+    expect_floating(u=u, theta=theta)
+    top: Tensor = autocast.apply(Function, u, theta, kernel_size, mode)
+    return top
+
+
+@register("ConvolutionalSpatialTransformer", bottoms=2, tops=1)
+class ConvolutionalSpatialTransformer(Layer):
+    Params = Params
+    bottom_names = ("u", "theta")
+    infer = staticmethod(infer)
+
+    def forward(self, u: Tensor, theta: Tensor) -> Tensor:
+        return convolutional_spatial_transformer(
+            u, theta, self.params.kernel_size, self.params.theta_mode
+        )
+
+    @staticmethod
+    def samples(size: str, rng: np.random.Generator) -> list[Sample]:
+        def sample(name: str, shape: Shape, channels: int, k: int, mode: str = "RELATIVE") -> Sample:
+            params = Params(k, ThetaMode[mode])
+            theta = _off_the_kinks(params, rng, (shape[0], channels, *shape[2:]))
+            return Sample(
+                params, (torch.from_numpy(rng.standard_normal(shape)), theta), (0, 1), name=name
+            )
+
+        if size == "paper":
+            return [
+                sample("3x3 at a quarter of KITTI", (1, 96, 95, 311), 4, 3),
+                sample("5x5 at a quarter of KITTI", (1, 16, 95, 311), 4, 5),
+            ]
+        if size == "large":
+            return [sample("3x3, a batch", (8, 96, 95, 311), 6, 3)]
+        return [
+            sample("3x3", (2, 2, 3, 4), 4, 3),
+            sample("absolute, with translation", (1, 3, 4, 3), 6, 3, "ABSOLUTE"),
+            sample("even", (1, 2, 3, 2), 4, 2),
+            sample("even, with translation", (2, 1, 2, 3), 6, 4),
+            sample("one tap", (1, 2, 3, 3), 6, 1),
+            sample("one cell", (1, 2, 1, 1), 6, 3),
+            sample("one row", (2, 2, 1, 5), 4, 5, "ABSOLUTE"),
+        ]
+
+
+def _off_the_kinks(params: Params, rng: np.random.Generator, shape: Shape) -> Tensor:
+    """Thetas none of whose points, but an untransformed centre, is within 0.02 cells of a kink."""
+    theta = torch.from_numpy(rng.uniform(-0.8, 0.8, shape))
+    n, channels, height, width = shape
+    k = params.kernel_size
+    cells = torch.tensor((width, height), dtype=torch.float64)
+    for _ in range(1000):
+        points = ((_points(theta, k, params.theta_mode) + 1) * cells - 1) / 2
+        near = ((points - points.round()).abs() < 0.02).any(-1).view(n, height, k, width, k)
+        if channels == 4 and k % 2:
+            near[:, :, k // 2, :, k // 2] = False
+        bad = near.any(4).any(2)
+        if not bad.any():
+            break
+        other = torch.from_numpy(rng.uniform(-0.8, 0.8, (int(bad.sum()), channels)))
+        theta.movedim(1, -1)[bad] = other
+    return theta
