@@ -40,7 +40,7 @@ class Matcher:
             raise SpecError(
                 "matching needs a match_param, which names the blobs of the images and the features",
                 message.span,
-                "such as {image: [image1, image2], feature: [feature1, feature2], downsampling_factor: 4}",
+                "{image: [image1, image2], feature: [feature1, feature2], downsampling_factor: 4}",
             )
         self.params = self.net.match
 

@@ -29,6 +29,7 @@ _UNPRINTABLE = re.compile(
     "[^\t\n\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
 )
 _ONLY_QUOTED = re.compile(r"[\n\t]|^-$|^---|^\.\.\.")
+_PROTOTXT = re.compile(r"^\s*\w+\s*\{\s*$", re.MULTILINE)  # a line that opens a block
 _WORD = re.compile(r"[-+.]?\w[\w./+-]*", re.ASCII)
 _CORE = "tag:yaml.org,2002:"
 _HARMLESS = {_CORE + name for name in ("str", "int", "float", "bool", "null", "seq", "map")}
@@ -61,7 +62,8 @@ class _Reader:
         top = self.node(event := self.next(), depth=0)
         if not isinstance(top, Message):
             got = "a list" if isinstance(top, list) else describe(top)
-            raise SpecError(f"expected fields (name: value), got {got}", self.span(event))
+            hint = "a spec is a mapping: name: ..., layer: and a list of layers"
+            raise SpecError(f"expected fields at the top level, got {got}", self.span(event), hint)
         self.next()  # the document's end
         if not isinstance(event := self.next(), yaml.StreamEndEvent):
             raise SpecError("a second document starts here, where a spec is one", self.span(event))
@@ -71,12 +73,18 @@ class _Reader:
         try:
             return next(self.events)
         except yaml.MarkedYAMLError as error:
-            where, start = (
-                self.at(error.problem_mark),
-                error.context_mark and self.at(error.context_mark),
-            )
-            hint = f"{error.context} that starts at {start}" if start and start != where else ""
-            raise SpecError(f"not YAML: {error.problem}", where, hint) from None
+            raise self.syntax(error) from None
+
+    def syntax(self, error: yaml.MarkedYAMLError) -> SpecError:
+        where, start = self.at(error.problem_mark), error.context_mark and self.at(error.context_mark)
+        hint = ""
+        if self.source.line(where.line)[where.column - 1 :].startswith("\t"):
+            hint = "YAML is indented by spaces, not by tabs"
+        elif _PROTOTXT.search(self.source.text):
+            hint = "this looks like prototxt, whose files are named *.prototxt"
+        elif start and start != where:
+            hint = f"{error.context} that starts at {start}"
+        return SpecError(f"not YAML: {error.problem}", where, hint)
 
     def at(self, mark: Any) -> Span:
         return Span(self.source, mark.line + 1, mark.column + 1)
@@ -153,7 +161,7 @@ class _Reader:
     def alias(self, anchor: str, span: Span, depth: int) -> Value:
         if anchor not in self.anchors:
             hint = did_you_mean(anchor, self.anchors, "anchors above")
-            raise SpecError(f'no anchor "{anchor}" ends above', span, hint)
+            raise SpecError(f'no anchor "{anchor}" ends above here', span, hint)
         value = self.anchors[anchor]
         if isinstance(value, list):
             return [self.copy(node, span, depth + 1) for node in value]

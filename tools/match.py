@@ -43,7 +43,7 @@ def command(
     import numpy as np
     from cortado.nets.matching import Matcher
 
-    first, second = read_image(image1), read_image(image2)
+    first, second = open_image(image1), open_image(image2)
     matcher = Matcher(spec, weights)
     queries = matcher.grid(first) if points is None else read_points(points, first)
     matched, distance = matcher.match(first, second, queries)
@@ -57,14 +57,13 @@ def command(
         click.echo(f"picture written to {plot}")
 
 
-def read_image(path: str) -> np.ndarray:
+def open_image(path: str) -> np.ndarray:
     """An image file as RGB uint8 [H, W, 3]; a click error if it is none."""
-    import skimage.io
-    from cortado.layers._runtime.transform import as_rgb
+    from cortado.layers._runtime.transform import read_image
 
     try:
-        return as_rgb(skimage.io.imread(path))
-    except (OSError, ValueError, SyntaxError) as error:
+        return read_image(path)
+    except OSError as error:
         raise click.BadParameter(f"{path} is not an image: {error}") from None
 
 

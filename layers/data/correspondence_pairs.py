@@ -28,7 +28,7 @@ from .._runtime.checks import Shape
 from .._runtime.layer import Layer
 from .._runtime.params import param
 from .._runtime.registry import register
-from .._runtime.transform import TransformParams, as_rgb, transform
+from .._runtime.transform import TransformParams, read_image, transform
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,6 @@ def read_photographs(source: str) -> list[np.ndarray]:
     Raises FileNotFoundError that names the source.
     """
     import skimage.data
-    import skimage.io
 
     folder = Path(source)
     if source.startswith("skimage:"):
@@ -84,7 +83,7 @@ def read_photographs(source: str) -> list[np.ndarray]:
         paths = [folder] if folder.is_file() else []
     if not paths:
         raise FileNotFoundError(f'source "{source}": no image file, folder of images or skimage:NAME')
-    return [as_rgb(skimage.io.imread(path)) for path in paths]
+    return [read_image(path) for path in paths]
 
 
 class Draw:

@@ -1,0 +1,187 @@
+"""The command line, as a person runs it: a small net trained, checked and used to match."""
+
+import csv
+
+import numpy as np
+import pytest
+import skimage.data
+import skimage.io
+from cortado.nets.specs import path
+from cortado.tools.cli import COMMANDS, main
+
+TINY = """
+name: tiny
+layer:
+- name: data
+  type: CorrespondencePairs
+  top: [image1, image2, pairs, num_pairs]
+  exclude: &deploy {stage: deploy}
+  transform_param: {crop_size: 64, mean_value: 115, scale: 0.0157}
+  correspondence_pairs_param: {source: "skimage:astronaut", num_points: 100}
+- {name: image1, type: Input, top: image1, include: &only {stage: deploy}, input_param: &image {
+    shape: {dim: [1, 3, 64, 64]}}}
+- {name: image2, type: Input, top: image2, include: *only, input_param: *image}
+- siamese:
+    input: {data: [image1, image2]}
+    output: {feature: [feature1, feature2]}
+    layer:
+    - {name: conv, type: Convolution, bottom: data, top: conv, convolution_param: {
+        num_output: 16, kernel_size: 9, stride: 4, pad: 4, weight_filler: {type: msra}}}
+    - {name: norm, type: ChannelL2Norm, bottom: conv, top: feature}
+- {name: query, type: ExtractFeature, bottom: [feature1, pairs], top: query, exclude: *deploy}
+- {name: knn, type: KNN, bottom: [query, feature2, num_pairs], top: [distance, index], exclude: *deploy}
+- {name: mining, type: HardNegativeMining, bottom: [pairs, index, feature2, num_pairs], top: mined,
+   exclude: *deploy}
+- {name: loss, type: CorrespondenceContrastiveLoss, bottom: [feature1, feature2, mined], top: loss,
+   exclude: *deploy}
+match_param: {image: [image1, image2], feature: [feature1, feature2], downsampling_factor: 4}
+"""
+MATCH = ("match", "a.png", "b.png", "--net", "tiny.yaml")
+SOLVER = "net: tiny.yaml\ntype: Adam\nbase_lr: 0.01\nmomentum: 0.9\nmax_iter: 3\nrandom_seed: 1\n"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    (tmp_path / "solver.yaml").write_text(SOLVER)
+    image = skimage.data.coffee()[80:200, 100:260]
+    skimage.io.imsave("a.png", image)
+    skimage.io.imsave("b.png", image[4:, 8:], check_contrast=False)
+    return tmp_path
+
+
+def run(capfd, *args):
+    """Exit code, standard output and standard error of ``cortado ARGS``."""
+    with pytest.raises(SystemExit) as end:
+        main(list(args))
+    out, err = capfd.readouterr()
+    return end.value.code or 0, out, err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example(command, capfd):
+    code, out, _ = run(capfd, command, "--help")
+    assert code == 0
+    assert f"cortado {command}" in out
+    assert command in run(capfd, "--help")[1]
+
+
+def test_check_shows_the_net(folder, capfd):
+    code, out, _ = run(capfd, "check", "tiny.yaml")
+    assert code == 0
+    for text in ("feature2 [1, 16, 16, 16]", "as conv", "3,904 parameters", "outputs: "):
+        assert text in out
+
+
+def test_check_prints_the_expansion(folder, capfd):
+    code, out, _ = run(capfd, "check", "tiny.yaml", "--expand")
+    assert code == 0
+    (folder / "expanded.yaml").write_text(out)
+    assert "conv_p" in out
+    assert run(capfd, "check", "expanded.yaml")[1] == run(capfd, "check", "tiny.yaml")[1]
+
+
+def test_check_locates_mistakes(folder, capfd):
+    (folder / "bad.yaml").write_text(TINY.replace("kernel_size: 9", "kernal_size: 9"))
+    code, out, err = run(capfd, "check", "bad.yaml")
+    assert (code, out) == (2, "")
+    assert err.startswith('bad.yaml:18:25: error: Convolution has no parameter "kernal_size"')
+    assert 'did you mean "kernel_size"?' in err
+    assert run(capfd, "check", "nowhere.yaml")[0] == 2
+
+
+def test_check_reads_a_plugin(folder, capfd):
+    (folder / "mine.py").write_text(
+        "from cortado.layers._runtime.layer import Layer\n"
+        "from cortado.layers._runtime.registry import register\n"
+        "@register('CliTwice')\n"
+        "class Twice(Layer):\n"
+        "    infer = staticmethod(lambda params, x: (x,))\n"
+        "    def forward(self, x):\n"
+        "        return 2 * x\n"
+    )
+    (folder / "twice.yaml").write_text(
+        "layer:\n"
+        "- {name: x, type: Input, top: x, input_param: {shape: {dim: [2, 3]}}}\n"
+        "- {name: y, type: CliTwice, bottom: x, top: y}\n"
+    )
+    assert run(capfd, "check", "twice.yaml")[0] == 2
+    code, out, _ = run(capfd, "check", "twice.yaml", "--plugin", "mine.py")
+    assert code == 0
+    assert "y [2, 3]" in out
+
+
+def test_train_then_match(folder, capfd):
+    code, out, _ = run(capfd, "train", "solver.yaml")
+    assert (code, "tiny.safetensors" in out) == (0, True)
+    arguments = ["a.png", "b.png", "--net", "tiny.yaml", "--weights", "tiny.safetensors"]
+    code, *_ = run(capfd, "match", *arguments, "--out", "grid.csv", "--plot", "plot.png")
+    assert code == 0
+    assert (folder / "plot.png").stat().st_size > 1000
+    rows = np.loadtxt("grid.csv", delimiter=",", skiprows=1)
+    assert rows.shape == (40 * 30, 5)
+    truth = rows[:, :2] - [8, 4]
+    inside = (truth >= 8).all(1) & (truth < [144, 108]).all(1)
+    assert (np.abs(rows[:, 2:4] - truth).max(1)[inside] <= 4).mean() > 0.8
+
+
+def test_match_at_given_points(folder, capfd):
+    (folder / "points.csv").write_text("name,x1,y1\nfirst,60,60\nsecond,80.5,40\n")
+    arguments = [
+        "match",
+        "a.png",
+        "b.png",
+        "--net",
+        "tiny.yaml",
+        "--points",
+        "points.csv",
+        "--out",
+        "m.csv",
+    ]
+    assert run(capfd, *arguments)[0] == 0
+    with open("m.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["x1"], row["y1"]) for row in rows] == [("60", "60"), ("80.5", "40")]
+    assert all(float(row["x2"]) % 4 == 0 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        ("a,b\n1,2\n", "points.csv:1: expected columns x1,y1"),
+        ("x1,y1\n1,2\n3,zwei\n", "points.csv:3: not a point: 3,zwei"),
+        ("x1,y1\n1,200\n", "points.csv:2: outside the 160 x 120 image"),
+    ],
+)
+def test_match_refuses_bad_points(folder, capfd, points, message):
+    (folder / "points.csv").write_text(points)
+    arguments = [
+        "match",
+        "a.png",
+        "b.png",
+        "--net",
+        "tiny.yaml",
+        "--points",
+        "points.csv",
+        "--out",
+        "m.csv",
+    ]
+    code, _, err = run(capfd, *arguments)
+    assert code == 2
+    assert message in err
+    assert not (folder / "m.csv").exists()
+
+
+def test_match_refuses_what_is_no_image_and_a_net_that_does_not_match(folder, capfd):
+    code, _, err = run(capfd, "match", "tiny.yaml", "b.png", "--net", "tiny.yaml", "--out", "m.csv")
+    assert code == 2
+    assert "is not an image" in err
+    (folder / "plain.yaml").write_text(TINY.split("match_param")[0])
+    code, _, err = run(capfd, "match", "a.png", "b.png", "--net", "plain.yaml", "--out", "m.csv")
+    assert code == 2
+    assert "matching needs a match_param" in err
+
+
+def test_a_shipped_spec_is_found_by_name():
+    assert path("ucn_demo_hn").is_file()
