@@ -12,7 +12,8 @@ from torch.profiler import ProfilerActivity, profile
 
 Call = Callable[[], object]
 HEADER = (
-    "| layer | direction | ms | alternative ms | ratio | MiB | alternative MiB | floor ms | times the floor |\n"
+    "| layer | direction | ms | alternative ms | ratio | MiB | alternative MiB "
+    "| floor ms | times the floor |\n"
     "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
 )
 

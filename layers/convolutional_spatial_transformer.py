@@ -23,6 +23,7 @@ Source: UCN, Section 4 and Supplement 2 (one spatial transformer per location).
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,8 +32,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ._runtime import autocast
+from ._runtime import autocast, cuda
 from ._runtime.checks import BlobError, Shape, expect_axes, expect_floating
+from ._runtime.dispatch import use_cuda
 from ._runtime.layer import Layer
 from ._runtime.params import choice, param
 from ._runtime.registry import register
@@ -152,10 +154,145 @@ def _split(u: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     return u.reshape(n * groups, channels // groups, height, width), shared
 
 
+kernels = cuda.Kernels(__file__)
+CHUNK, TILE = 32, 64  # channels and cells that a block takes, as in the .cu
+
+
+def forward_cuda(u: Tensor, theta: Tensor, k: int, mode: ThetaMode) -> Tensor:
+    n, channels, height, width = u.shape
+    top = u.new_empty(n, channels, k * height, k * width)
+    size = k * k * height * width
+    rows = _rows(u.contiguous())
+    kernels.launch(
+        "transformer_forward",
+        grid=(n * _blocks(size, TILE), _blocks(channels, CHUNK)),
+        block=cuda.threads(256),
+        u=rows,
+        top=top,
+        channels=channels,
+        row=rows.shape[-1],
+        size=size,
+        **_transforms(theta, k, mode),
+    )
+    return top
+
+
+def backward_cuda(
+    top_gradient: Tensor, u: Tensor, theta: Tensor, k: int, mode: ThetaMode, wanted: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """CHUNK channels at a time: their gradient, turned to rows, stays in the cache."""
+    n, channels, height, width = u.shape
+    top_gradient, cells = top_gradient.contiguous(), height * width
+    transforms = _transforms(theta, k, mode)
+    u_gradient = torch.empty_like(u, memory_format=torch.contiguous_format) if wanted[0] else None
+    theta_gradient = None
+    if wanted[1]:
+        theta_gradient = theta.new_zeros(theta.shape, dtype=cuda.accumulator_dtype(u.dtype))
+    if not u.numel():
+        return u_gradient, theta_gradient
+    readers = _readers(theta, transforms) if wanted[0] else {}
+    rows = _rows(u.contiguous()) if wanted[1] else None
+    for first in range(0, channels, CHUNK):
+        given = _rows(top_gradient, first, CHUNK)
+        common = {"given": given, "row": given.shape[-1], "first": first}
+        if wanted[0]:
+            kernels.launch(
+                "transformer_backward_u",
+                grid=n * _blocks(cells, TILE),
+                block=cuda.threads(512),
+                gradient=u_gradient,
+                channels=channels,
+                height=height,
+                width=width,
+                **common,
+                **readers,
+            )
+        if rows is not None:
+            threads = cuda.threads(256)
+            lanes = CHUNK // _vector(u)
+            kernels.launch(
+                "transformer_backward_theta",
+                grid=_blocks(n * cells, threads // lanes),
+                block=threads,
+                u=rows,
+                gradient=theta_gradient,
+                locations=n * cells,
+                u_row=rows.shape[-1],
+                **common,
+                **transforms,
+            )
+    return u_gradient, theta_gradient
+
+
+def _transforms(theta: Tensor, k: int, mode: ThetaMode) -> dict[str, Any]:
+    """The arguments that every kernel takes which finds points."""
+    return {
+        "theta": theta.contiguous(),
+        "height": theta.shape[2],
+        "width": theta.shape[3],
+        "k": k,
+        "parts": theta.shape[1],
+        "one": 1 if mode is ThetaMode.RELATIVE else 0,
+    }
+
+
+def _rows(x: Tensor, first: int = 0, count: int | None = None) -> Tensor:
+    """``[N, C, ...]`` -> ``[N, ..., row]``: channels from ``first`` on, zeros up to 16 bytes."""
+    n, channels = x.shape[:2]
+    size, vector = math.prod(x.shape[2:]), _vector(x)
+    row = _blocks(min(channels - first, count or channels), vector) * vector
+    rows = x.new_empty(n, size, row)
+    kernels.launch(
+        "transformer_turn",
+        grid=(n * _blocks(size, TILE), _blocks(row, CHUNK)),
+        block=cuda.threads(256),
+        x=x,
+        rows=rows,
+        channels=channels,
+        first=first,
+        row=row,
+        size=size,
+    )
+    return rows
+
+
+def _readers(theta: Tensor, transforms: dict[str, Any]) -> dict[str, Tensor]:
+    """Which points read a cell: all, in the order of their cells, and where each cell's begin."""
+    n, _, height, width = theta.shape
+    size = transforms["k"] ** 2 * height * width
+    nowhere = n * (height + 1) * (width + 1)
+    points = theta.new_empty(n, size, 2, dtype=cuda.accumulator_dtype(theta.dtype))
+    key = theta.new_empty(n * size, dtype=torch.int32)
+    threads = cuda.threads(256)
+    kernels.launch(
+        "transformer_points",
+        grid=cuda.blocks(n * size, threads),
+        block=threads,
+        points=points,
+        key=key,
+        count=n * size,
+        size=size,
+        nowhere=nowhere,
+        **transforms,
+    )
+    key, order = torch.sort(key, stable=True)
+    cells = torch.arange(nowhere + 1, dtype=key.dtype, device=key.device)
+    return {"points": points, "order": order, "starts": torch.searchsorted(key, cells)}
+
+
+def _vector(x: Tensor) -> int:
+    return 16 // x.element_size()
+
+
+def _blocks(work: int, per_block: int) -> int:
+    return -(-work // per_block)
+
+
 class Function(torch.autograd.Function):
     @staticmethod
     def forward(u: Tensor, theta: Tensor, k: int, mode: ThetaMode) -> Tensor:
-        return forward(u, theta, k, mode).to(u.dtype)
+        path = forward_cuda if use_cuda(u, theta) else forward
+        return path(u, theta, k, mode).to(u.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -167,7 +304,8 @@ class Function(torch.autograd.Function):
     def backward(ctx: Any, top_gradient: Tensor) -> tuple[Tensor | None, ...]:
         u, theta = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:2]
-        gradients = backward(top_gradient, u, theta, ctx.k, ctx.mode, wanted)
+        path = backward_cuda if use_cuda(u, theta) else backward
+        gradients = path(top_gradient, u, theta, ctx.k, ctx.mode, wanted)
         return *(None if g is None else g.to(u.dtype) for g in gradients), None, None
 
 
@@ -229,6 +367,7 @@ class ConvolutionalSpatialTransformer(Layer):
             sample("one tap", (1, 2, 3, 3), 6, 1),
             sample("one cell", (1, 2, 1, 1), 6, 3),
             sample("one row", (2, 2, 1, 5), 4, 5, "ABSOLUTE"),
+            sample("many channels", (1, 37, 2, 3), 4, 2),
         ]
 
 

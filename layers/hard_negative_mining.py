@@ -131,42 +131,43 @@ def forward(
 ) -> Tops:
     """``cell`` ``[N, P]``, below 0 for none; ``valid`` ``[N, P]``, which rows are."""
     mode = params.mode
-    label = pairs[..., 4].where(valid, -1)
+    dtype = torch.promote_types(pairs.dtype, torch.float32)
+    point, target, label = pairs.to(dtype).split((2, 2, 1), dim=2)
+    label = label[..., 0].where(valid, -1)
     true = label == 1
-    point, target = pairs[..., :2].double(), pairs[..., 2:4].double()
     match = to_points(cell.clamp(min=0), width, params.downsampling_factor, params.coordinate_offset)
-    distance = torch.linalg.vector_norm(match - target, dim=-1).masked_fill(cell < 0, torch.inf)
+    match = match.to(dtype)
+    distance = torch.linalg.vector_norm(match - target, dim=-1).masked_fill_(cell < 0, torch.inf)
     hard = true & (cell >= 0) & (distance > params.pixel_threshold)
     mined = match.where(hard[..., None], target)
-    negative = torch.where(hard, 0.0, -1.0)
-    rows = _rows(point, target, label)
     if mode is Mode.HARD_NEG_AND_POS:
-        rows = _rows(point, mined, label.where(~hard, 0))
+        parts = [_rows(point, mined, label.where(~hard, 0))]
     elif mode is Mode.HARD_NEG_TRIPLET:
-        rows = torch.cat((point, target, mined, hard[..., None].double()), dim=-1)
-    elif mode is Mode.HARD_NEG_RETAIN_POS:
-        rows = torch.cat((rows, _rows(point, mined, negative)), dim=1)
+        parts = [torch.cat((point, target, mined, hard[..., None].to(dtype)), dim=2)]
+    else:
+        parts = [_rows(point, target, label)]
+    if mode is Mode.HARD_NEG_RETAIN_POS:
+        parts.append(_rows(point, mined, hard.to(dtype) - 1))
     elif mode is Mode.HARD_NEG_AND_RAND_NEG_AND_POS:
         other = _along_a_cycle(target, true, generator)
         apart = torch.linalg.vector_norm(other - target, dim=-1)
         least = params.random_negative_distance
         least = params.pixel_threshold if least is None else least
-        random = true & (apart >= least) & (apart > 0)
-        other = match.where(hard[..., None], other)
-        rows = torch.cat((rows, _rows(point, other, negative.masked_fill(random, 0))), dim=1)
+        negative = hard | (true & (apart >= least) & (apart > 0))
+        parts.append(_rows(point, match.where(hard[..., None], other), negative.to(dtype) - 1))
     kept = true & ~hard if mode is Mode.HARD_NEG_AND_POS else true
-    mining = mode is not Mode.NO_PROCESSING
+    used = hard.new_zeros(()) if mode is Mode.NO_PROCESSING else hard
     return Tops(
-        rows.to(pairs.dtype),
-        _pck(distance, true, params.pck_radii).to(torch.promote_types(pairs.dtype, torch.float32)),
+        torch.cat(parts, dim=1).to(pairs.dtype),
+        _pck(distance, true, params.pck_radii),
         kept.sum(),
-        (hard & mining).sum(),
-        _rows(point, target, torch.where(true, 1.0, -1.0)).to(pairs.dtype),
+        used.sum(),
+        _rows(point, target, 2 * true.to(dtype) - 1).to(pairs.dtype),
     )
 
 
 def _rows(first: Tensor, second: Tensor, label: Tensor) -> Tensor:
-    return torch.cat((first, second, label[..., None].double()), dim=-1)
+    return torch.cat((first, second, label[..., None]), dim=2)
 
 
 def _along_a_cycle(target: Tensor, true: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -182,7 +183,8 @@ def _along_a_cycle(target: Tensor, true: Tensor, generator: torch.Generator | No
 
 def _pck(distance: Tensor, true: Tensor, radii: tuple[float, ...]) -> Tensor:
     near = distance[..., None] < torch.tensor(radii, dtype=distance.dtype, device=distance.device)
-    return (near & true[..., None]).sum((0, 1)) / true.sum().clamp(min=1).double()
+    share = (near & true[..., None]).sum((0, 1), dtype=distance.dtype)
+    return share / true.sum(dtype=distance.dtype).clamp(min=1)
 
 
 def hard_negative_mining(

@@ -45,7 +45,7 @@ from ._runtime.registry import register
 from ._runtime.samples import Sample
 
 BLOCK = 16  # references that share one bound
-QUERIES, REFERENCES = 768, 512  # of one product
+QUERIES, REFERENCES = 1024, 2048  # of one product, large because threads meet after each
 ELEMENTS = 2**19  # of a temporary: 4 MiB in float64
 NONE = torch.iinfo(torch.int64).max  # the index of no reference: sorts last
 

@@ -29,7 +29,7 @@ _UNPRINTABLE = re.compile(
     "[^\t\n\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
 )
 _ONLY_QUOTED = re.compile(r"[\n\t]|^-$|^---|^\.\.\.")
-_PROTOTXT = re.compile(r"^\s*\w+\s*\{\s*$", re.MULTILINE)  # a line that opens a block
+_PROTOTXT = re.compile(r"^[ \t]*\w+[ \t]*\{[ \t]*$", re.MULTILINE)  # a line that opens a block
 _WORD = re.compile(r"[-+.]?\w[\w./+-]*", re.ASCII)
 _CORE = "tag:yaml.org,2002:"
 _HARMLESS = {_CORE + name for name in ("str", "int", "float", "bool", "null", "seq", "map")}

@@ -185,14 +185,10 @@ class Nursery:
 
     def _text(self, index: int) -> str:
         mutant = self.mutants[index]
-        prelude = cuda.PRELUDE.read_text()
-        code = self.text.code
-        if mutant.path == cuda.PRELUDE:
-            prelude = mutant.code
-        else:
-            code = mutant.code
+        texts = {path: path.read_text() for path in (cuda.PRELUDE, *self.text.parts)}
+        texts |= {self.text.path: self.text.code} | {mutant.path: mutant.code}
         label = f'#line 1 "mutant {index}:'
-        return f'{label}prelude.cu"\n{prelude}\n{label}{self.text.path.name}"\n{code}'
+        return "\n".join(f'{label}{path.name}"\n{code}' for path, code in texts.items())
 
 
 class Stillborn(Exception):
@@ -254,7 +250,7 @@ def _why_caught(
             try:
                 with cuda_host.on_host(order, threads, make):
                     found = case.results()
-            except HostError as error:
+            except (HostError, ValueError) as error:  # ValueError: a kernel's flag for wrong values
                 return str(error)
             if problems := cuda_proof.differences(found, wanted, case.dtype):
                 return problems[0]
@@ -262,9 +258,10 @@ def _why_caught(
 
 
 def of_layer(entry: registry.Entry) -> list[Mutant]:
-    """The mutants of a layer's own text."""
+    """The mutants of a layer's own text, and of the parts it shares with a few others."""
     text = cuda_proof.text(entry)
-    return mutants(text.path, text.code)
+    shared = [mutant for part in text.parts for mutant in mutants(part, part.read_text())]
+    return shared + mutants(text.path, text.code)
 
 
 def of_prelude() -> list[Mutant]:

@@ -77,7 +77,7 @@ def test_table(path):
         else:
             allowed = parts[0] in AT_LOAD[floor] or (not at_load and parts[0] in IN_FUNCTIONS[floor])
             allowed |= parts[0] == "cupy" and path == ROOT / "layers/_runtime/cuda.py" and not at_load
-            allowed |= floor == "benchmarks" and parts[0] in ("conftest", "measure")
+            allowed |= parts[0] == floor == "benchmarks"
         if not allowed:
             wrong.append(f"{path.relative_to(ROOT)}:{line}: {module}")
     assert not wrong

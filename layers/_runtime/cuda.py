@@ -106,13 +106,15 @@ _KERNEL = re.compile(
     r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\(\s*(\d+)[^)]*\)\s*)?(\w+)\s*\(([^)]*)\)'
 )
 _CONSTANT = re.compile(r"^// constant (\w+):([ \d]+)$", re.MULTILINE)
+_SHARED = re.compile(r"^// with (\w+\.cu)$", re.MULTILINE)
 
 
 class Text:
     """A ``.cu`` file: its code, its kernels' signatures and its compile-time constants.
 
     A line ``// constant VECTOR: 1 2 4`` declares a macro and the values it may have; the first is
-    the default.
+    the default. A line ``// with geometry.cu`` puts that file, which lies beside the prelude,
+    between the two.
     """
 
     def __init__(self, path: Path) -> None:
@@ -122,22 +124,19 @@ class Text:
             name: tuple(int(value) for value in values.split())
             for name, values in _CONSTANT.findall(self.code)
         }
-        bare = without_comments(self.code)
+        self.parts = [PRELUDE.with_name(name) for name in _SHARED.findall(self.code)]
         self.signatures = {
-            match[2]: Signature(
-                match[2],
-                tuple(_parameter(part, path) for part in match[3].split(",") if part.strip()),
-                int(match[1] or 1024),
-                bare.count("\n", 0, match.start()) + 1,
-            )
-            for match in _KERNEL.finditer(bare)
+            found.kernel: found for part in (*self.parts, path) for found in _signatures(part)
         }
 
     @functools.cached_property
     def full(self) -> str:
-        """Prelude and code in one text, where compilers count the lines of each file."""
-        prelude = PRELUDE.read_text(encoding="utf-8")
-        return f'#line 1 "{PRELUDE.name}"\n{prelude}#line 1 "{self.path.name}"\n{self.code}'
+        """Prelude, parts and code in one text, where compilers count the lines of each file."""
+        before = "".join(
+            f'#line 1 "{part.name}"\n{part.read_text(encoding="utf-8")}'
+            for part in (PRELUDE, *self.parts)
+        )
+        return f'{before}#line 1 "{self.path.name}"\n{self.code}'
 
     def defines(self, scalar: torch.dtype, constants: Mapping[str, int]) -> dict[str, str]:
         """The macros to compile with."""
@@ -157,6 +156,17 @@ class Text:
 def without_comments(code: str) -> str:
     """Comments blanked, line breaks kept."""
     return re.sub(r"//[^\n]*|/\*.*?\*/", lambda m: re.sub(r"[^\n]", " ", m[0]), code, flags=re.DOTALL)
+
+
+def _signatures(path: Path) -> Iterator[Signature]:
+    bare = without_comments(path.read_text(encoding="utf-8"))
+    for match in _KERNEL.finditer(bare):
+        yield Signature(
+            match[2],
+            tuple(_parameter(part, path) for part in match[3].split(",") if part.strip()),
+            int(match[1] or 1024),
+            bare.count("\n", 0, match.start()) + 1,
+        )
 
 
 def _parameter(text: str, path: Path) -> Parameter:
@@ -235,11 +245,13 @@ class Kernels:
         block: int | tuple[int, ...],
         shared: int = 0,
         constants: Mapping[str, int] | None = None,
+        scalar: torch.dtype | None = None,
         **arguments: Tensor | float | None,
     ) -> Plan:
         """The checked launch: raises :class:`PlanError`, or TypeError/ValueError for a tensor.
 
         ``shared`` is the dynamic shared memory in bytes; a pointer may be None (the null pointer).
+        ``scalar`` is for kernels without a ``scalar_t*``, whose tensors say it elsewhere.
         """
         signature = self.text.signatures.get(kernel)
         if signature is None:
@@ -250,7 +262,7 @@ class Kernels:
                 f"{kernel}: missing {sorted(set(names) - set(arguments))}, "
                 f"not a parameter {sorted(set(arguments) - set(names))}"
             )
-        scalar = _scalar(signature, arguments)
+        scalar = scalar or _scalar(signature, arguments)
         device = _device(kernel, arguments)
         bound = tuple(_argument(p, arguments[p.name], scalar) for p in signature.parameters)
         chosen = tuple(self.text.chosen(constants or {}).items())
