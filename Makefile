@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := layers nets prototxt_like tools
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test test-slow lint bench gpu clean
 
 setup: .venv/installed
 .venv/installed: setup.cfg constraints.txt
@@ -15,7 +15,10 @@ demo: setup
 	$(BIN)/cortado demo
 
 test: lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-slow: setup
+	$(BIN)/python -m pytest -n 2 -m slow
 
 lint: setup
 	$(BIN)/ruff check .
@@ -26,6 +29,17 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+# On a machine with a GPU, without an install: $(PYTHON) has torch, CuPy, pytest, if possible torchvision.
+GPU_WORKERS = $(shell $(PYTHON) -c "import xdist; print('-n 4')" 2>/dev/null)
+GPU_SECONDS ?= 230
+RESULTS ?= benchmarks/results
+gpu: export PYTHONPATH = .
+gpu:
+	@status=0; \
+	timeout $(GPU_SECONDS) $(PYTHON) -m pytest tests/gpu tests/cuda -m gpu -W default $(GPU_WORKERS) || status=$$?; \
+	$(PYTHON) -m benchmarks --device cuda --write --seconds $(GPU_SECONDS) --results $(RESULTS) || status=$$?; \
+	exit $$status
 
 clean:
 	rm -rf .venv build dist demo_out *.egg-info

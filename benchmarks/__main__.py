@@ -1,10 +1,11 @@
-"""``python -m benchmarks [--write] [--rounds N] [--only NAME]``: the table, printed as it grows."""
+"""``python -m benchmarks [--device cuda] [--write] [--only NAME]``: the table, printed as it grows."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import platform
+import sys
 from pathlib import Path
 
 import torch
@@ -18,10 +19,18 @@ RESULTS = Path(__file__).parent / "results" / "cpu.md"
 def main() -> None:
     """Measure every case and print, and write if asked, the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help=f"to results/{RESULTS.name}")
-    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--write", action="store_true", help="to the folder of results")
+    parser.add_argument("--rounds", type=int, default=11, help="on the CPU")
     parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--seconds", type=float, default=230, help="for all of a GPU's results")
+    parser.add_argument("--results", default=RESULTS.parent, help="the folder of a GPU's results")
+    parser.add_argument("--rehearse", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.device == "cuda":
+        from .gpu import run
+
+        sys.exit(run(arguments))
     lines = [_machine(arguments.rounds), "", *HEADER.split("\n")]
     print(*lines, sep="\n", flush=True)
     for case in cases():

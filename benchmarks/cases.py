@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from cortado.layers._runtime.registry import find
 from torch import Tensor
 
+from . import plain
 from .measure import Call, traffic
 
 
@@ -78,19 +78,19 @@ def cases() -> list[Case]:
         Case(
             "ChannelL2Norm, 2 x 128 x 95 x 311",
             _layer("ChannelL2Norm"),
-            lambda x: F.normalize(x, dim=1),
+            plain.normalized,
             _bottoms("ChannelL2Norm"),
         ),
         Case(
             "ExtractFeature, 2 x 3,000 points",
             _layer("ExtractFeature"),
-            lambda feature, pairs: _read(feature, pairs[..., :2]),
+            lambda feature, pairs: plain.read(feature, pairs[..., :2]),
             _bottoms("ExtractFeature"),
         ),
         Case(
             "CorrespondenceContrastiveLoss, 2 x 3,000 pairs",
             _layer("CorrespondenceContrastiveLoss"),
-            _contrastive_loss,
+            _contrastive_loss(),
             _bottoms("CorrespondenceContrastiveLoss"),
             (0, 1),
         ),
@@ -98,7 +98,7 @@ def cases() -> list[Case]:
             Case(
                 f"KNN, 3,000 of 22,000 x 128, k = {(1, 5)[i]}",
                 _layer("KNN", i),
-                _nearest((1, 5)[i]),
+                lambda query, reference, k=(1, 5)[i]: plain.nearest(query, reference, k)[0],
                 _bottoms("KNN", i),
                 (0, 1),
                 product=True,
@@ -108,7 +108,7 @@ def cases() -> list[Case]:
         Case(
             "HardNegativeMining, 2 x 3,000 pairs",
             _layer("HardNegativeMining"),
-            _mined,
+            lambda *bottoms: plain.mined(*bottoms)[0],
             _bottoms("HardNegativeMining"),
             (),
         ),
@@ -137,53 +137,9 @@ def _entry(kind: str) -> type:
     return entry.layer
 
 
-def _read(feature: Tensor, points: Tensor, factor: float = 4.0) -> Tensor:
-    """The features of image points by grid_sample."""
-    size = torch.tensor(feature.shape[:1:-1], dtype=points.dtype) - 1
-    grid = 2 * points[:, None] / (factor * size) - 1
-    return F.grid_sample(feature, grid, padding_mode="border", align_corners=True)[:, :, 0]
-
-
-def _contrastive_loss(feature1: Tensor, feature2: Tensor, pairs: Tensor) -> Tensor:
-    margin = (
-        _entry("CorrespondenceContrastiveLoss").samples("paper", np.random.default_rng(0))[0].params
-    )
-    difference = _read(feature1, pairs[..., :2]) - _read(feature2, pairs[..., 2:4])
-    distance, s = difference.norm(dim=1), pairs[..., 4]
-    terms = (s == 1) * distance**2 + (s == 0) * F.relu(margin.margin - distance) ** 2
-    return terms.sum() / (2 * (s >= 0).sum())
-
-
-def _nearest(k: int) -> Callable[..., Tensor]:
-    def distances(query: Tensor, reference: Tensor) -> Tensor:
-        every = torch.cdist(query.mT, reference.flatten(2).mT)
-        return every.topk(k, dim=2, largest=False).values.mT
-
-    return distances
-
-
-def _mined(pairs: Tensor, index: Tensor, reference: Tensor, counts: Tensor) -> Tensor:
-    """The table and what is reported with it, image by image, by masks."""
-    tables, positives, true, mined, right = [], [], 0, 0, 0
-    for table, nearest, count in zip(pairs, index[:, 0], counts[:, 0].tolist(), strict=True):
-        width = reference.shape[3]
-        match = 4.0 * torch.stack((nearest % width, nearest // width), dim=1)
-        old, new = table.clone(), table.clone()
-        old[count:, 4] = -1
-        new[:, 4] = -1
-        rows = (old[:, 4] == 1).nonzero()[:, 0]
-        rows = rows[torch.randperm(len(rows))]
-        new[rows, 2:4] = table[rows.roll(1), 2:4]
-        apart = (new[rows, 2:4] - table[rows, 2:4]).norm(dim=1)
-        new[rows[apart >= 16], 4] = 0
-        away = (match[rows] - table[rows, 2:4]).norm(dim=1)
-        hard = rows[away > 16]
-        new[hard, 2:4], new[hard, 4] = match[hard], 0
-        tables.append(torch.cat((old, new)))
-        positives.append(torch.where(old[:, 4:] == 1, old, old.new_tensor([0, 0, 0, 0, -1])))
-        true, mined, right = true + len(rows), mined + len(hard), right + int((away < 10).sum())
-    tops = torch.stack(tables), right / max(true, 1), true, mined, torch.stack(positives)
-    return tops[0]
+def _contrastive_loss() -> Callable[..., Tensor]:
+    sample = _entry("CorrespondenceContrastiveLoss").samples("paper", np.random.default_rng(0))[0]
+    return lambda *bottoms: plain.contrastive_loss(*bottoms, margin=sample.params.margin)
 
 
 def _transformer(i: int, batch: int) -> Case:
@@ -192,18 +148,7 @@ def _transformer(i: int, batch: int) -> Case:
     return Case(
         f"ConvolutionalSpatialTransformer, {batch} x {channels} x 95 x 311, k = {k}",
         _layer("ConvolutionalSpatialTransformer", i),
-        lambda u, theta: _transformed(u, theta, k),
+        lambda u, theta: plain.transformed(u, theta, k),
         leaves,
         (0, 1),
     )
-
-
-def _transformed(u: Tensor, theta: Tensor, k: int) -> Tensor:
-    n, _, height, width = u.shape
-    t1, t2, t4, t5 = theta.view(n, 4, height, 1, width, 1).unbind(1)
-    dx = torch.arange(k) - (k - 1) / 2
-    dy = dx[:, None, None]
-    x = torch.arange(width)[:, None] + (1 + t1) * dx + t2 * dy
-    y = torch.arange(height)[:, None, None, None] + t4 * dx + (1 + t5) * dy
-    grid = torch.stack((2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1), dim=-1)
-    return F.grid_sample(u, grid.view(n, k * height, k * width, 2), align_corners=True)

@@ -15,7 +15,12 @@ __all__ = [
     "correspondence_contrastive_loss",
     "extract_feature",
     "hard_negative_mining",
+    "hough_voting",
     "knn",
+    "rectified_cosine",
+    "region_hinge_loss",
+    "region_pair_sampling",
+    "roi_pooling",
 ]
 
 

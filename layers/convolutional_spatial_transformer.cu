@@ -7,6 +7,8 @@
 #define VECTOR int(16 / sizeof(scalar_t))
 #define LANES (CHUNK / VECTOR)
 
+typedef Pack<VECTOR> Channels;  // a thread's
+
 // A block's part: TILE cells (or points) of an image from `start`, CHUNK channels from `chunk`
 struct Part {
     long long image;
@@ -77,8 +79,8 @@ __device__ inline Corners corners(Point point, int height, int width) {
 }
 
 // A lane's channels of a cell; zeros outside of the map
-__device__ inline Pack<VECTOR> cell(const scalar_t* rows, int at, int row) {
-    Pack<VECTOR> pack;
+__device__ inline Channels cell(const scalar_t* rows, int at, int row) {
+    Channels pack;
     if (at >= 0) {
         pack = load<VECTOR>(rows + (long long)at * row);
     } else {
@@ -106,7 +108,7 @@ extern "C" __global__ void __launch_bounds__(256) transformer_turn(
     for (int i = threadIdx.x; i < TILE * LANES; i += blockDim.x) {
         const int q = i / LANES, c = i % LANES * VECTOR;
         if (here.start + q >= size || here.chunk + c >= row) continue;
-        Pack<VECTOR> pack;
+        Channels pack;
 #pragma unroll
         for (int v = 0; v < VECTOR; ++v) pack.at[v] = tile[(c + v) * (TILE + 1) + q];
         store<VECTOR>(rows + (here.image * size + here.start + q) * row + here.chunk + c, pack);
@@ -121,24 +123,23 @@ extern "C" __global__ void __launch_bounds__(256) transformer_forward(
     const Part here = part(size);
     const long long cells = (long long)height * width;
     for (int q = threadIdx.x; q < TILE; q += blockDim.x) {
-        if (here.start + q >= size) continue;
         const scalar_t* own = theta + here.image * parts * cells;
-        around[q] = corners(
-            point(own, here.start + q, height, width, k, parts, one), height, width);
+        const int p = min(here.start + q, size - 1);
+        around[q] = corners(point(own, p, height, width, k, parts, one), height, width);
     }
     __syncthreads();
     const scalar_t* rows = u + here.image * cells * row + here.chunk;
 #pragma unroll 2
     for (int i = threadIdx.x; i < TILE * LANES; i += blockDim.x) {
         const int q = i / LANES, c = i % LANES * VECTOR;
-        if (here.start + q >= size || here.chunk + c >= row) continue;
+        if (here.chunk + c >= row) continue;
         const Corners at = around[q];
         const acc_t right = at.right, lower = at.lower, left = 1 - right, upper = 1 - lower;
         const acc_t share[4] = {left * upper, right * upper, left * lower, right * lower};
         acc_t sum[VECTOR] = {};
 #pragma unroll
         for (int n = 0; n < 4; ++n) {
-            const Pack<VECTOR> pack = cell(rows + c, at.at[n], row);
+            const Channels pack = cell(rows + c, at.at[n], row);
 #pragma unroll
             for (int v = 0; v < VECTOR; ++v) sum[v] += share[n] * acc_t(pack.at[v]);
         }
@@ -182,7 +183,7 @@ extern "C" __global__ void __launch_bounds__(512) transformer_backward_u(
     const int cells = height * width;
     const Point* point = reinterpret_cast<const Point*>(points);
     const Part here = part(cells);
-    for (int i = threadIdx.x; i < TILE * LANES; i += blockDim.x) {
+    for (int i = threadIdx.x; i < TILE * LANES; i += blockDim.x) {  // unseen: <= fills a gap
         const int q = i / LANES, c = i % LANES * VECTOR, at = here.start + q;
         if (at >= cells || c >= row) continue;
         const int x = at % width, y = at / width;
@@ -193,7 +194,7 @@ extern "C" __global__ void __launch_bounds__(512) transformer_backward_u(
 #pragma unroll 4
             for (long long e = starts[key]; e < end; ++e) {
                 const long long p = order[e];
-                const Pack<VECTOR> pack = load<VECTOR>(given + p * row + c);
+                const Channels pack = load<VECTOR>(given + p * row + c);
                 const acc_t share = (1 - fabs(point[p].x - x)) * (1 - fabs(point[p].y - y));
 #pragma unroll
                 for (int v = 0; v < VECTOR; ++v) sum[v] += share * acc_t(pack.at[v]);
@@ -230,8 +231,8 @@ extern "C" __global__ void __launch_bounds__(256) transformer_backward_theta(
                 const acc_t dx = tap(tap_x, k), dy = tap(tap_y, k);
                 const Corners around = corners(point(t, dx, dy), height, width);
                 const long long line = (image * height + i) * k + tap_y;
-                const Pack<VECTOR> g = load<VECTOR>(given + ((line * width + j) * k + tap_x) * row + c);
-                Pack<VECTOR> pack[4];
+                const Channels g = load<VECTOR>(given + ((line * width + j) * k + tap_x) * row + c);
+                Channels pack[4];
 #pragma unroll
                 for (int n = 0; n < 4; ++n) pack[n] = cell(rows, around.at[n], u_row);
                 acc_t along_x = 0, along_y = 0;

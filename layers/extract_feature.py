@@ -24,8 +24,18 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ._runtime import autocast
-from ._runtime.checks import BlobError, Shape, expect_axes, expect_floating, expect_same_device
+from ._runtime import autocast, cuda, geometry
+from ._runtime.checks import (
+    BlobError,
+    Shape,
+    deferred,
+    expect_axes,
+    expect_floating,
+    expect_same_device,
+    raise_if,
+    value_flag,
+)
+from ._runtime.dispatch import use_cuda
 from ._runtime.geometry import corners, expect_finite, read, scatter
 from ._runtime.layer import Layer
 from ._runtime.params import param
@@ -59,42 +69,134 @@ def infer(params: Params, feature: Shape, pairs: Shape) -> tuple[Shape]:
     return ((feature[0], feature[1], pairs[1]),)
 
 
-def forward(feature: Tensor, xy: Tensor, factor: float, offset: float, bilinear: bool) -> Tensor:
-    """The features ``[N, C, P]`` at the points ``xy`` ``[N, P, 2]``."""
+def forward(
+    feature: Tensor, pairs: Tensor, column: int, factor: float, offset: float, bilinear: bool
+) -> Tensor:
+    """The features ``[N, C, P]`` at the points in ``pairs`` ``[N, P, D]`` from ``column``."""
     height, width = feature.shape[2:]
+    xy = pairs[..., column : column + 2]
     return read(feature, corners(xy, height, width, factor, offset, bilinear)).to(feature.dtype)
 
 
 def backward(
     top_gradient: Tensor,
-    xy: Tensor,
+    pairs: Tensor,
     height: int,
     width: int,
+    column: int,
     factor: float,
     offset: float,
     bilinear: bool,
 ) -> Tensor:
     """The map's gradient ``[N, C, H, W]``."""
-    at = corners(xy, height, width, factor, offset, bilinear)
+    at = corners(pairs[..., column : column + 2], height, width, factor, offset, bilinear)
     return scatter(top_gradient, at, height, width).to(top_gradient.dtype)
+
+
+kernels = cuda.Kernels(__file__)
+
+
+def forward_cuda(
+    feature: Tensor, pairs: Tensor, column: int, factor: float, offset: float, bilinear: bool
+) -> Tensor:
+    (n, channels, height, width), (points, columns) = feature.shape, pairs.shape[1:]
+    rows = geometry.rows_pay(points, height * width)
+    top, flag = feature.new_empty(n, channels, points), value_flag(pairs)
+    kernels.launch(
+        "extract_feature_forward",
+        feature=geometry.to_rows(kernels, feature) if rows else feature.contiguous(),
+        **geometry.table_pointers(pairs.contiguous()),
+        top=top,
+        flag=flag,
+        columns=columns,
+        column=column,
+        channels=channels,
+        points=points,
+        rows=rows,
+        cells=height * width,
+        height=height,
+        width=width,
+        factor=factor,
+        offset=offset,
+        bilinear=bilinear,
+        grid=geometry.tiles(n, channels, points),
+        block=cuda.threads(256),
+    )
+    raise_if(flag, "pairs: coordinates that are not finite")
+    return top
+
+
+def backward_cuda(
+    top_gradient: Tensor,
+    pairs: Tensor,
+    height: int,
+    width: int,
+    column: int,
+    factor: float,
+    offset: float,
+    bilinear: bool,
+) -> Tensor:
+    n, channels, points = top_gradient.shape
+    wide = cuda.accumulator_dtype(top_gradient.dtype)
+    keys = pairs.new_empty(n, points, dtype=torch.int32)
+    along, below = (pairs.new_empty(n, points, dtype=wide) for _ in range(2))
+    threads = cuda.threads(256)
+    kernels.launch(
+        "extract_feature_points",
+        scalar=top_gradient.dtype,
+        **geometry.table_pointers(pairs.contiguous()),
+        keys=keys,
+        along=along,
+        below=below,
+        total=n * points,
+        columns=pairs.shape[2],
+        column=column,
+        height=height,
+        width=width,
+        factor=factor,
+        offset=offset,
+        bilinear=bilinear,
+        grid=cuda.blocks(n * points, threads),
+        block=threads,
+    )
+    rows = geometry.rows_pay(points, height * width)
+    gradient = top_gradient.new_empty(n, channels, height, width)
+    kernels.launch(
+        "extract_feature_backward",
+        top_gradient=geometry.to_rows(kernels, top_gradient) if rows else top_gradient.contiguous(),
+        **geometry.by_cell(kernels, keys, height * width, top_gradient.dtype),
+        along=along,
+        below=below,
+        gradient=gradient,
+        channels=channels,
+        points=points,
+        rows=rows,
+        height=height,
+        width=width,
+        bilinear=bilinear,
+        grid=geometry.tiles(n, channels, height * width),
+        block=threads,
+    )
+    return gradient
 
 
 class Function(torch.autograd.Function):
     @staticmethod
-    def forward(feature: Tensor, xy: Tensor, factor: float, offset: float, bilinear: bool) -> Tensor:
-        return forward(feature, xy, factor, offset, bilinear)
+    def forward(feature: Tensor, pairs: Tensor, *options: Any) -> Tensor:
+        return (forward_cuda if use_cuda(feature, pairs) else forward)(feature, pairs, *options)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        feature, xy, *options = inputs
+        feature, pairs, *options = inputs
         ctx.options = (*feature.shape[2:], *options)
-        ctx.save_for_backward(xy)
+        ctx.save_for_backward(pairs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, top_gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (xy,) = ctx.saved_tensors
-        return backward(top_gradient, xy, *ctx.options), None, None, None, None
+        (pairs,) = ctx.saved_tensors
+        path = backward_cuda if use_cuda(top_gradient, pairs) else backward
+        return path(top_gradient, pairs, *ctx.options), None, None, None, None, None
 
 
 def extract_feature(
@@ -109,9 +211,9 @@ def extract_feature(
 
     Points are image pixels (x, y) in columns ``coord_start_ind`` and the next; cell u lies at
     image point ``u downsampling_factor + coordinate_offset``; outside points read the border.
-    Raises ``BlobError`` for shapes that do not fit and, on the CPU, for coordinates that are not
-    finite; ``TypeError`` unless ``feature`` is floating point on the device of ``pairs``.
-    Source: UCN, Section 4.
+    Raises ``BlobError`` for shapes that do not fit and for coordinates that are not finite (on CUDA
+    ``ValueError``, later); ``TypeError`` unless ``feature`` is floating point on the device of
+    ``pairs``. Source: UCN, Section 4.
     """
     columns = pairs.shape[-1] if pairs.dim() else 0
     params = Params(
@@ -124,12 +226,14 @@ def _extract(params: Params, feature: Tensor, pairs: Tensor) -> Tensor:
     infer(params, tuple(feature.shape), tuple(pairs.shape))
     expect_floating(feature=feature)
     expect_same_device(feature=feature, pairs=pairs)
-    xy = pairs.detach()[..., params.coord_start_ind : params.coord_start_ind + 2]
-    expect_finite(xy, pairs=pairs)
+    pairs = pairs.detach()
+    if not (deferred(pairs) and use_cuda(feature, pairs)):  # the kernels look at what they read
+        expect_finite(pairs[..., params.coord_start_ind : params.coord_start_ind + 2], pairs=pairs)
     top: Tensor = autocast.apply(
         Function,
         feature,
-        xy,
+        pairs,
+        params.coord_start_ind,
         params.downsampling_factor,
         params.coordinate_offset,
         params.bilinear_interpolation,
@@ -149,13 +253,23 @@ class ExtractFeature(Layer):
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:
-        def sample(name: str, shape: Shape, points: int, *options: Any, beyond: float = 0.0) -> Sample:
+        def sample(
+            name: str,
+            shape: Shape,
+            points: int,
+            *options: Any,
+            beyond: float = 0.0,
+            whole: bool = False,
+            checked: bool = True,
+        ) -> Sample:
             params = Params(5, *options)
             extent = params.downsampling_factor * np.array([shape[3], shape[2]] * 2)
             xy = rng.uniform(-beyond, 1 + beyond, (shape[0], points, 4)) * extent
             s = rng.integers(-1, 2, (shape[0], points, 1))
-            bottoms = (rng.standard_normal(shape), np.concatenate((xy, s), axis=2))
-            return Sample(params, tuple(map(torch.from_numpy, bottoms)), name=name)
+            pairs = np.concatenate((xy, s), axis=2)
+            bottoms = (rng.standard_normal(shape), pairs.astype(np.int32) if whole else pairs)
+            tensors = tuple(map(torch.from_numpy, bottoms))
+            return Sample(params, tensors, name=name, check_gradient=checked)
 
         if size == "paper":
             return [sample("KITTI, 3k points", (2, 128, 95, 311), 3000)]
@@ -168,4 +282,8 @@ class ExtractFeature(Layer):
             sample("finer than the image", (1, 3, 4, 5), 5, 1, 0.5, -0.25),
             sample("one cell", (1, 2, 1, 1), 4),
             sample("one column", (2, 2, 4, 1), 4, beyond=0.2),
+            sample("few points", (2, 32, 4, 8), 5, beyond=0.5, checked=False),
+            sample("few points, nearest", (1, 2, 5, 8), 3, 0, 4.0, 0.0, False),
+            sample("integers", (2, 2, 4, 5), 6, 1, whole=True),
+            sample("several tiles", (2, 33, 5, 7), 34, 0, 4.0, -1.0, checked=False),
         ]

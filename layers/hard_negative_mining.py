@@ -42,7 +42,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -121,6 +121,7 @@ def infer(
     return (pairs[0], rows, columns), (len(params.pck_radii),), (), (), pairs
 
 
+# Torch operations on CUDA too: none waits for the device, and beside KNN's time the tables are small.
 def forward(
     params: Params,
     pairs: Tensor,
@@ -132,58 +133,68 @@ def forward(
     """``cell`` ``[N, P]``, below 0 for none; ``valid`` ``[N, P]``, which rows are."""
     mode = params.mode
     dtype = torch.promote_types(pairs.dtype, torch.float32)
-    point, target, label = pairs.to(dtype).split((2, 2, 1), dim=2)
-    label = label[..., 0].where(valid, -1)
+    label, target = pairs[..., 4].masked_fill(~valid, -1), pairs[..., 2:4].to(dtype)
     true = label == 1
     match = to_points(cell.clamp(min=0), width, params.downsampling_factor, params.coordinate_offset)
     match = match.to(dtype)
-    distance = torch.linalg.vector_norm(match - target, dim=-1).masked_fill_(cell < 0, torch.inf)
+    distance = _apart(match, target).masked_fill_(cell < 0, torch.inf)
     hard = true & (cell >= 0) & (distance > params.pixel_threshold)
-    mined = match.where(hard[..., None], target)
+    kept, used = true, hard
     if mode is Mode.HARD_NEG_AND_POS:
-        parts = [_rows(point, mined, label.where(~hard, 0))]
+        kept = true & ~hard
+        table = _rows(pairs, label.masked_fill(hard, 0), match.where(hard[..., None], target))
     elif mode is Mode.HARD_NEG_TRIPLET:
-        parts = [torch.cat((point, target, mined, hard[..., None].to(dtype)), dim=2)]
+        mined = match.where(hard[..., None], target).to(pairs.dtype)
+        table = torch.cat((pairs[..., :4], mined, hard[..., None].to(pairs.dtype)), dim=2)
     else:
-        parts = [_rows(point, target, label)]
-    if mode is Mode.HARD_NEG_RETAIN_POS:
-        parts.append(_rows(point, mined, hard.to(dtype) - 1))
+        table = _rows(pairs, label)
+    if mode is Mode.NO_PROCESSING:
+        used = torch.zeros_like(hard)
+    elif mode is Mode.HARD_NEG_RETAIN_POS:
+        mined = match.where(hard[..., None], target)
+        table = torch.cat((table, _rows(pairs, hard.to(dtype) - 1, mined)), dim=1)
     elif mode is Mode.HARD_NEG_AND_RAND_NEG_AND_POS:
         other = _along_a_cycle(target, true, generator)
-        apart = torch.linalg.vector_norm(other - target, dim=-1)
+        apart = _apart(other, target)
         least = params.random_negative_distance
         least = params.pixel_threshold if least is None else least
         negative = hard | (true & (apart >= least) & (apart > 0))
-        parts.append(_rows(point, match.where(hard[..., None], other), negative.to(dtype) - 1))
-    kept = true & ~hard if mode is Mode.HARD_NEG_AND_POS else true
-    used = hard.new_zeros(()) if mode is Mode.NO_PROCESSING else hard
-    return Tops(
-        torch.cat(parts, dim=1).to(pairs.dtype),
-        _pck(distance, true, params.pck_radii),
-        kept.sum(),
-        used.sum(),
-        _rows(point, target, 2 * true.to(dtype) - 1).to(pairs.dtype),
-    )
+        other = match.where(hard[..., None], other)
+        table = torch.cat((table, _rows(pairs, negative.to(dtype) - 1, other)), dim=1)
+    pck = _pck(distance, true, params.pck_radii)
+    return Tops(table, pck, kept.sum(), used.sum(), _rows(pairs, 2 * true.to(dtype) - 1))
 
 
-def _rows(first: Tensor, second: Tensor, label: Tensor) -> Tensor:
-    return torch.cat((first, second, label[..., None]), dim=2)
+def _rows(pairs: Tensor, label: Tensor, second: Tensor | None = None) -> Tensor:
+    """The table with other labels and second points."""
+    table = pairs.clone(memory_format=torch.contiguous_format)
+    table[..., 4] = label
+    if second is not None:
+        table[..., 2:4] = second
+    return table
+
+
+def _apart(a: Tensor, b: Tensor) -> Tensor:
+    return torch.hypot(*(a - b).unbind(-1))
 
 
 def _along_a_cycle(target: Tensor, true: Tensor, generator: torch.Generator | None) -> Tensor:
     """Each true row gets the target of the next in a random order, the last that of the first."""
     device = generator.device if generator else true.device
-    keys = torch.rand(true.shape, generator=generator, device=device).to(true.device)
+    pinned = true.is_cuda and device.type == "cpu"  # or the copy would wait for the device
+    keys = torch.rand(true.shape, generator=generator, device=device, pin_memory=pinned)
+    keys = keys.to(true.device, non_blocking=True)
     order = keys.masked_fill(~true, 2).argsort(dim=1)
     following = torch.arange(1, true.shape[1] + 1, device=true.device).expand_as(order)
-    following = following.where(following < true.sum(1, keepdim=True), 0)
+    following = following.masked_fill(following >= true.sum(1, keepdim=True), 0)
     source = torch.empty_like(order).scatter_(1, order, order.gather(1, following))
     return target.gather(1, source[..., None].expand_as(target))
 
 
 def _pck(distance: Tensor, true: Tensor, radii: tuple[float, ...]) -> Tensor:
-    near = distance[..., None] < torch.tensor(radii, dtype=distance.dtype, device=distance.device)
-    share = (near & true[..., None]).sum((0, 1), dtype=distance.dtype)
+    share = distance.new_zeros(len(radii))
+    for i, radius in enumerate(radii):
+        share[i : i + 1] = ((distance < radius) & true).sum(dtype=distance.dtype)
     return share / true.sum(dtype=distance.dtype).clamp(min=1)
 
 
@@ -232,8 +243,8 @@ def _mine(
     num_coords: Tensor | None,
     generator: torch.Generator | None,
 ) -> Tops:
-    shapes = [tuple(x.shape) for x in (pairs, index, reference)]
-    infer(params, *shapes, None if num_coords is None else tuple(num_coords.shape))
+    counts = () if num_coords is None else (tuple(num_coords.shape),)
+    infer(params, tuple(pairs.shape), tuple(index.shape), tuple(reference.shape), *counts)
     expect_floating(pairs=pairs)
     expect_same_device(pairs=pairs, index=index, reference=reference)
     if index.is_floating_point():
@@ -245,8 +256,8 @@ def _mine(
     raise_if(past, f"index: a cell past the map of {height} x {width} cells")
     valid = torch.ones_like(cell, dtype=torch.bool)
     if num_coords is not None:
-        counts = num_coords.reshape(-1, 1).to(cell.device)
-        valid = torch.arange(cell.shape[1], device=cell.device) < counts
+        rows = torch.arange(cell.shape[1], device=cell.device)
+        valid = rows < num_coords.reshape(-1, 1).to(cell.device, non_blocking=True)
     return forward(params, pairs, cell, max(width, 1), valid, generator)
 
 
@@ -259,7 +270,7 @@ class HardNegativeMining(Layer):
 
     def __init__(
         self,
-        params: Params | None = None,
+        params: Any = None,
         bottom_shapes: tuple[Shape, ...] = (),
         generator: torch.Generator | None = None,
     ) -> None:

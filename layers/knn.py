@@ -28,6 +28,7 @@ Source: UCN, Section 4 (hard negative mining by K-NN in a layer).
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -36,8 +37,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ._runtime import autocast
+from ._runtime import autocast, cuda
 from ._runtime.checks import BlobError, Shape, expect_axes, expect_floating
+from ._runtime.dispatch import use_cuda
 from ._runtime.geometry import Corners, scatter
 from ._runtime.layer import Layer
 from ._runtime.params import param
@@ -153,8 +155,8 @@ def _prepare(query: Tensor, reference: Tensor, valid: Tensor) -> Images:
 
 def _product_dtype(x: Tensor) -> torch.dtype:
     """The dtype whose matrix product rounds as its eps says: not float32 where TF32 is allowed."""
-    product = torch.backends.cuda.matmul if x.is_cuda else torch.backends.mkldnn.matmul
-    return x.dtype if product.fp32_precision in ("none", "ieee") else torch.float64
+    backend: Any = torch.backends.cuda if x.is_cuda else torch.backends.mkldnn
+    return x.dtype if backend.matmul.fp32_precision in ("none", "ieee") else torch.float64
 
 
 def _by_tile(rows: Tensor, right: Tensor) -> Tensor:
@@ -293,12 +295,173 @@ def backward(
     return unit.sum(2).to(query.dtype), reference_gradient.to(reference.dtype)
 
 
+kernels = cuda.Kernels(__file__)
+WIDTH, MOST = 128, 16  # queries and references of a tile, bounds kept of a query: as in the .cu
+
+
+def forward_cuda(
+    query: Tensor, reference: Tensor, k: int, num_query: Tensor, num_reference: Tensor
+) -> tuple[Tensor, Tensor]:
+    query, reference = query.contiguous(), reference.contiguous()
+    n, channels, p = query.shape
+    threads, sites = cuda.threads(256), cuda.multiprocessors(query.device)
+    distance = query.new_empty(n, k, p)
+    index = num_query.new_empty(n, k, p)
+    sizes = {"channels": channels, "queries": p, "references": reference.shape[2]}
+    counts = {"num_query": num_query, "num_reference": num_reference}
+    pending, count = None, None
+    if k <= MOST - 3:
+        pending = num_query.new_empty(n * p, dtype=torch.int32)
+        count = pending.new_zeros(1)
+        proven = _screen(query, reference, k, num_reference)
+        kernels.launch(
+            "knn_settle",
+            query=query,
+            reference=reference,
+            num_query=num_query,
+            distance=distance,
+            index=index,
+            pending=pending,
+            count=count,
+            total=n * p,
+            k=k,
+            grid=cuda.blocks(n * p, threads // 32),
+            block=threads,
+            **sizes,
+            **proven,
+        )
+    kernels.launch(
+        "knn_scan",
+        query=query,
+        reference=reference,
+        **counts,
+        pending=pending,
+        count=count,
+        distance=distance,
+        index=index,
+        total=n * p,
+        k=k,
+        grid=min(n * p, 8 * sites),
+        block=threads,
+        **sizes,
+    )
+    return distance, index
+
+
+def _screen(query: Tensor, reference: Tensor, k: int, num_reference: Tensor) -> dict[str, Any]:
+    """The least bounds of each query, and what else ``knn_settle`` must know of them."""
+    n, channels, p = query.shape
+    r = reference.shape[2]
+    wide = cuda.accumulator_dtype(query.dtype)
+    info, threads = torch.finfo(wide), cuda.threads(256)
+    centre = reference.mean(2, dtype=wide).nan_to_num(0, 0, 0)
+    limits = {"kept": 1 - (3 * channels + 16) * info.eps, "most": info.max / 16}
+    bound = reference.new_empty(n, r, dtype=wide)
+    kernels.launch(
+        "knn_bounds",
+        reference=reference,
+        centre=centre,
+        bound=bound,
+        channels=channels,
+        references=r,
+        total=n * r,
+        grid=cuda.blocks(n * r, threads),
+        block=threads,
+        **limits,
+    )
+    tiles, steps = -(-p // WIDTH), -(-r // WIDTH)
+    slices = _slices(n * tiles, steps, cuda.multiprocessors(query.device) * 8 // wide.itemsize)
+    keep = min(MOST, k + (7 if slices == 1 else 3))
+    least = bound.new_empty(n, p, slices, keep)
+    candidate = torch.empty_like(least, dtype=torch.int32)
+    kernels.launch(
+        "knn_screen",
+        query=query,
+        reference=reference,
+        centre=centre,
+        bound=bound,
+        num_reference=num_reference,
+        least=least,
+        candidate=candidate,
+        channels=channels,
+        queries=p,
+        references=r,
+        slices=slices,
+        span=-(-steps // slices) * WIDTH,
+        keep=keep,
+        grid=(tiles, slices, n),
+        block=2 * WIDTH,
+    )
+    return limits | {
+        "centre": centre,
+        "least": least,
+        "candidate": candidate,
+        "slices": slices,
+        "keep": keep,
+        "slack": 8 * (channels + 1) * info.tiny,
+        # of a distance, measured in double and rounded, to what may round to the same
+        "reach": 1 + info.eps + (channels + 4) * torch.finfo(torch.float64).eps,
+    }
+
+
+@functools.lru_cache(maxsize=256)
+def _slices(tiles: int, steps: int, resident: int) -> int:
+    """Into how many parts to cut the references, so that the device's blocks end together.
+
+    ``tiles`` of queries, ``steps`` of references, blocks ``resident`` at once; a block costs about
+    a step to begin.
+    """
+    return min(
+        range(1, min(steps, 64) + 1),
+        key=lambda slices: -(-tiles * slices // resident) * (-(-steps // slices) + 1),
+    )
+
+
+def backward_cuda(
+    distance_gradient: Tensor, query: Tensor, reference: Tensor, index: Tensor
+) -> tuple[Tensor, Tensor]:
+    query, reference = query.contiguous(), reference.contiguous()
+    n, channels, p = query.shape
+    k, r = index.shape[1], reference.shape[2]
+    threads = cuda.threads(256)
+    weight = query.new_empty(n, k, p, dtype=cuda.accumulator_dtype(query.dtype))
+    query_gradient, reference_gradient = torch.empty_like(query), torch.empty_like(reference)
+    sizes = {"channels": channels, "queries": p, "references": r, "k": k, "block": threads}
+    kernels.launch(
+        "knn_backward_query",
+        top_gradient=distance_gradient.contiguous(),
+        query=query,
+        reference=reference,
+        index=index,
+        weight=weight,
+        gradient=query_gradient,
+        grid=n * -(-p // 32),
+        **sizes,
+    )
+    found, order = index.flatten(1).sort(dim=1, stable=True)
+    cells = torch.arange(r + 1, device=index.device).repeat(n, 1)
+    kernels.launch(
+        "knn_backward_reference",
+        query=query,
+        reference=reference,
+        weight=weight,
+        order=order,
+        start=torch.searchsorted(found, cells, out_int32=True),
+        gradient=reference_gradient,
+        total=reference.numel(),
+        grid=cuda.blocks(reference.numel(), threads),
+        **sizes,
+    )
+    return query_gradient, reference_gradient
+
+
 class Function(torch.autograd.Function):
     @staticmethod
     def forward(
         query: Tensor, reference: Tensor, k: int, num_query: Tensor, num_reference: Tensor
     ) -> tuple[Tensor, Tensor]:
-        distance, index = forward(query, reference, k, num_query, num_reference)
+        path = forward_cuda if use_cuda(query, reference) else forward
+        distance, index = path(query, reference, k, num_query, num_reference)
         return distance.to(query.dtype), index
 
     @staticmethod
@@ -310,7 +473,8 @@ class Function(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, distance_gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return *backward(distance_gradient, *ctx.saved_tensors), None, None, None
+        path = backward_cuda if use_cuda(*ctx.saved_tensors) else backward
+        return *path(distance_gradient, *ctx.saved_tensors), None, None, None
 
 
 def knn(
@@ -375,13 +539,26 @@ class KNN(Layer):
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:
         def sample(
-            name: str, query: Shape, reference: Shape, *counts: list[int], **options: Any
+            name: str,
+            query: Shape,
+            reference: Shape,
+            *counts: list[int],
+            differentiable: tuple[int, ...] = (0, 1),
+            **options: Any,
         ) -> Sample:
             params = Params(**options)
             features = map(torch.from_numpy, _apart(params.k, query, reference, rng))
             numbers = [torch.tensor(count, dtype=torch.float64)[:, None] for count in counts]
-            differentiable = () if counts else (0, 1)  # no finite differences of infinity
+            if counts:
+                differentiable = ()  # no finite differences of infinity
             return Sample(params, (*features, *numbers), differentiable, name=name)
+
+        def duplicates(query: Shape, reference: Shape, **options: Any) -> Sample:
+            """Half of the queries' neighbours are a reference that is there over and over."""
+            q, x = (torch.from_numpy(rng.standard_normal(shape)) for shape in (query, reference))
+            x[:, :, ::2] = x[:, :, :1]
+            q[:, :, ::2] = x[:, :, :1] + 0.01 * q[:, :, ::2]
+            return Sample(Params(**options), (q, x), (), name="duplicates")
 
         if size == "paper":
             return [
@@ -397,6 +574,10 @@ class KNN(Layer):
             sample("one channel", (2, 1, 3), (2, 1, 9), k=2),
             sample("padded", (3, 2, 4), (3, 2, 5), [4, 0, 2], k=2),
             sample("few references", (2, 2, 3), (2, 2, 7), [3, 2], [7, 2], k=3, use_all_ref=False),
+            sample("many queries", (1, 2, 130), (1, 2, 3)),
+            sample("two slices", (1, 11, 3), (1, 11, 300), differentiable=(), k=5),
+            sample("most of them", (2, 16, 1), (2, 16, 36), differentiable=(), k=34),
+            duplicates((2, 3, 11), (2, 3, 60), k=2),
             sample("counts without use", (1, 2, 3), (1, 2, 7), [1], [2], use_all_query=True),
         ]
 

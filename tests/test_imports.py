@@ -37,7 +37,7 @@ IN_FUNCTIONS = {
     "nets": {"h5py", "scipy"},
     "tools": {"matplotlib", "skimage", "scipy", "torch", "numpy", "rich"},
     "cortado": {"torch", "numpy"},
-    "benchmarks": {"scipy", "skimage", "rich"},
+    "benchmarks": {"scipy", "skimage", "rich", "torchvision"},
 }
 
 

@@ -174,10 +174,11 @@ def peak_rss_mib() -> int:
 
 def show(report: dict[str, Any]) -> None:
     """The table a person reads."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="PCK@3 @5 @10 pixels, and seconds a pair")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("method", no_wrap=True)
     for test in report["tests"]:
         table.add_column(test, justify="right", no_wrap=True)
@@ -185,9 +186,10 @@ def show(report: dict[str, Any]) -> None:
         cells = []
         for rows in report["tests"].values():
             pck = " ".join(f"{value:.2f}"[1:] for value in rows[method]["pck"].values())
-            cells.append(f"{pck} {rows[method]['seconds']:4.1f}s")
+            cells.append(f"{pck} {rows[method]['seconds']:4.1f}")
         table.add_row(method, *cells)
     console = Console()
+    console.print("\nPCK@3 @5 @10 pixels, and seconds a pair")
     console.print(table)
     for name, training in report["training"].items():
         console.print(f"{name}: {training['iterations']} iterations in {training['seconds']:.0f} s")

@@ -100,9 +100,14 @@ def value_flag(like: torch.Tensor) -> torch.Tensor:
     return torch.zeros(1, dtype=torch.int32, device=like.device)
 
 
+def deferred(x: torch.Tensor) -> bool:
+    """Whether wrong values in ``x`` are raised later: to look at them now would wait for the device."""
+    return x.is_cuda and not _at_once
+
+
 def raise_if(flag: torch.Tensor, message: str) -> None:
     """Raise ValueError(message) if the one element of ``flag`` is not zero: now, or later on CUDA."""
-    if not flag.is_cuda or _at_once:
+    if not deferred(flag):
         if flag.item():
             raise ValueError(message)
         return

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .checks import BlobError
+from . import cuda
+from .checks import BlobError, deferred, raise_if
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,15 +119,80 @@ def _take(x: Tensor, order: Tensor) -> Tensor:
 def expect_finite(points: Tensor, **tables: Tensor) -> None:
     """Raise :class:`BlobError` at the first row of ``points`` ``[N, P, ...]`` that is not finite.
 
-    The one table given by name is blamed. On CPU tensors only: a check never waits for a device.
+    The one table given by name is blamed. On a CUDA device ValueError, later, and without the row.
     """
-    if points.is_cuda or bool(points.isfinite().all()):
-        return
     ((name, table),) = tables.items()
+    if deferred(points):
+        raise_if((points - points).any().reshape(1), f"{name}: coordinates that are not finite")
+        return
+    if bool(points.isfinite().all()):
+        return
     image, row = (~points.isfinite().flatten(2).all(-1)).nonzero()[0].tolist()
     values = ", ".join(f"{value:g}" for value in points[image, row].flatten().tolist())
     text = f"{{{name}}}: row {row} of image {image} has coordinates that are not finite: {values}"
     raise BlobError(text, **{name: table.shape})
+
+
+# What the kernels of geometry.cu need; ``kernels`` are a layer's, whose text is with that file.
+
+TILE = 32
+
+
+def tiles(images: int, channels: int, length: int) -> int:
+    """Blocks for ``[N, C, L]``."""
+    return images * -(-channels // TILE) * -(-length // TILE)
+
+
+def table_pointers(table: Tensor) -> dict[str, Tensor | None]:
+    """The two arguments that stand for a contiguous table of any type."""
+    if table.dtype == torch.float64:
+        return {"narrow": None, "wide": table}
+    return {"narrow": table.float(), "wide": None}
+
+
+def rows_pay(points: int, cells: int) -> bool:
+    """Whether to turn ``[N, C, L]`` into rows first.
+
+    A read along points moves a sector of memory for each row of cells; along channels nothing in
+    vain, but the turn moves the whole map twice.
+    """
+    return 5 * points > cells
+
+
+def to_rows(kernels: cuda.Kernels, x: Tensor) -> Tensor:
+    """``[N, C, ...]`` -> ``[N, L, C]``, by a kernel."""
+    x = x.contiguous().flatten(2)
+    n, channels, length = x.shape
+    rows = x.new_empty(n, length, channels)
+    kernels.launch(
+        "to_rows",
+        source=x,
+        target=rows,
+        channels=channels,
+        length=length,
+        grid=tiles(n, channels, length),
+        block=cuda.threads(256),
+    )
+    return rows
+
+
+def by_cell(kernels: cuda.Kernels, keys: Tensor, cells: int, scalar: torch.dtype) -> dict[str, Tensor]:
+    """Points ``[N, P]`` in the order of their cells, and where each cell's begin ``[N, cells + 1]``."""
+    keys, order = keys.sort(dim=1, stable=True)
+    n, points = keys.shape
+    start = keys.new_empty(n, cells + 1)
+    kernels.launch(
+        "cell_starts",
+        scalar=scalar,
+        keys=keys,
+        start=start,
+        images=n,
+        points=points,
+        cells=cells,
+        grid=cuda.blocks(start.numel(), 256),
+        block=cuda.threads(256),
+    )
+    return {"order": order, "start": start}
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -17,6 +17,7 @@ class Sample:
 
     ``bottoms`` are CPU tensors in float64 (integers stay integers); ``differentiable`` are the
     indices of the bottoms that get a gradient, ``tops`` those of the tops that give one.
+    ``check_gradient`` is false where differences would take long, or are another gradient.
     """
 
     params: Any
@@ -24,6 +25,7 @@ class Sample:
     differentiable: tuple[int, ...] = (0,)
     tops: tuple[int, ...] = (0,)
     name: str = ""
+    check_gradient: bool = True
 
 
 def normal(rng: np.random.Generator, shape: tuple[int, ...]) -> torch.Tensor:

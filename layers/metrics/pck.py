@@ -13,30 +13,14 @@ No gradient.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 
 import torch
 
 from .._runtime.checks import BlobError, Shape, expect_axes
+from .._runtime.keypoints import Length, share_within
 from .._runtime.layer import Layer
 from .._runtime.params import param
 from .._runtime.registry import register
-
-
-class Length(Enum):
-    """What a threshold is a multiple of."""
-
-    PIXEL = "PIXEL"
-    LONGER_SIDE = "LONGER_SIDE"
-    DIAGONAL = "DIAGONAL"
-
-    def of(self, height: int, width: int) -> float:
-        """L in pixels for an image of this size."""
-        if self is Length.PIXEL:
-            return 1.0
-        return float(
-            max(height, width) if self is Length.LONGER_SIDE else (height**2 + width**2) ** 0.5
-        )
 
 
 @dataclass(frozen=True)
@@ -66,17 +50,6 @@ def infer(
     return ((len(params.threshold),),)
 
 
-def pck(distance: torch.Tensor, counts: torch.Tensor, threshold: tuple[float, ...]) -> torch.Tensor:
-    """Share of distances at most each threshold.
-
-    distance: any shape, in the thresholds' unit; counts: same shape, bool, which of them count.
-    Returns ``[T]`` in float32.
-    """
-    limits = torch.tensor(threshold, dtype=distance.dtype, device=distance.device)
-    right = (distance[..., None] <= limits) & counts[..., None]
-    return right.flatten(0, -2).sum(0) / counts.sum().clamp(min=1).float()
-
-
 @register("PCK", bottoms=(3, 4))
 class PCK(Layer):
     """The share of matches near the truth; see the module."""
@@ -103,4 +76,4 @@ class PCK(Layer):
         distance = distance.masked_fill(cell < 0, torch.inf)
         if image is not None:
             distance = distance / self.params.length.of(*image.shape[-2:])
-        return pck(distance, pairs[..., 4] == 1, self.params.threshold)
+        return share_within(distance, pairs[..., 4] == 1, self.params.threshold)

@@ -3,13 +3,16 @@ import math
 import numpy as np
 import pytest
 import torch
+from cortado.layers._runtime.checks import BlobError
 from cortado.layers.correspondence_contrastive_loss import (
     CorrespondenceContrastiveLoss,
     Form,
     Gradient,
     Params,
     correspondence_contrastive_loss,
+    forward_cuda,
 )
+from cuda_host import needs_compiler, on_host
 from suite import LayerSuite, close
 from torch.nn.functional import grid_sample
 
@@ -172,13 +175,18 @@ def test_one_map_for_both_images():
     assert x.grad.flatten().tolist() == [0.5, -0.5]
 
 
-def test_number_of_positives_may_be_given():
+def test_the_positive_only_loss_may_be_of_another_table():
     feature1, feature2 = torch.zeros(2, 1, 1, 1), torch.ones(2, 1, 1, 1)
+    feature2[1] = 3
     pairs = torch.tensor([[[0.0, 0, 0, 0, s] for s in (1, 0, -1)]] * 2)
     layer = CorrespondenceContrastiveLoss(Params(margin=2.0))
-    assert [float(t) for t in layer(feature1, feature2, pairs)] == [0.5, 4, 0.25, 0.25, 0.5]
-    given = layer(feature1, feature2, pairs, torch.tensor([[1.0], [3.0]]))
-    assert [float(t) for t in given] == [0.5, 4, 0.25, 0.25, 0.25]
+    assert [float(t) for t in layer(feature1, feature2, pairs)] == [1.375, 4, 1.25, 0.125, 2.5]
+    positives = pairs.clone()
+    positives[0, :, 4] = -1  # as hard negatives took the place of the first image's matches
+    given = layer(feature1, feature2, pairs, positives)
+    assert [float(t) for t in given] == [1.375, 4, 1.25, 0.125, 4.5]
+    with pytest.raises(BlobError, match=r"positives \[2, 3, 4\] to be a table as pairs \[2, 3, 5\]"):
+        layer(feature1, feature2, pairs, positives[..., :4])
 
 
 def test_only_one_twin_learns():
@@ -227,3 +235,55 @@ def test_memory_grows_with_the_pairs_not_their_square():
     pairs = torch.zeros(1, 100_000, 5)  # a P x P matrix would take 37 GiB
     correspondence_contrastive_loss(feature, feature.detach() + 0.1, pairs).backward()
     assert feature.grad.any()
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [*((i, math.nan) for i in range(5)), (2, math.inf), (4, 0.5), (4, math.inf), (4, 2)],
+)
+def test_kernels_note_wrong_values(column, value):
+    with on_host(), pytest.raises(ValueError, match="not finite, or s not 1, 0 or -1"):
+        forward_cuda(*MAPS, bad(column, value), Params())
+
+
+@needs_compiler
+@pytest.mark.parametrize("label", [-1.0, -0.5, -math.inf])
+def test_kernels_ignore_pairs_of_negative_labels(label):
+    pairs = bad(4, label)
+    expected = CorrespondenceContrastiveLoss(Params())(*MAPS, pairs)
+    with on_host():
+        found = CorrespondenceContrastiveLoss(Params())(*MAPS, pairs)
+    assert [x.item() for x in found] == [x.item() for x in expected]
+
+
+@needs_compiler
+@pytest.mark.parametrize("form", Form)
+def test_kernels_on_the_kinks(form):
+    options = {"margin": 1.0, "form": form}
+    expected = of_distances([0, 1, 0.5], [0, 0, 0], **options)
+    with on_host():
+        assert of_distances([0, 1, 0.5], [0, 0, 0], **options) == expected
+
+
+@needs_compiler
+def test_kernels_maps_of_two_sizes_with_positives_and_one_gradient():
+    generator = torch.Generator().manual_seed(0)
+    feature1, feature2 = (
+        torch.randn(2, 5, *size, dtype=torch.float64, generator=generator) for size in ((7, 9), (5, 12))
+    )
+    pairs = 30 * torch.rand(2, 40, 5, dtype=torch.float64, generator=generator)
+    pairs[..., 4] = torch.randint(-1, 2, (2, 40), generator=generator)
+    positives = pairs[:, 7:30].contiguous()
+    layer = CorrespondenceContrastiveLoss(Params(margin=3.0))
+
+    def results():
+        leaf = feature2.clone().requires_grad_()
+        tops = layer(feature1, leaf, pairs, positives)
+        return (*(top.detach() for top in tops), *torch.autograd.grad(tops.loss, leaf))
+
+    expected = results()
+    with on_host():
+        found = results()
+    for a, b in zip(found, expected, strict=True):
+        close(a, b, 1e-13, "result")

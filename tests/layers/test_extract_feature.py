@@ -3,7 +3,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from cortado.layers.extract_feature import ExtractFeature, Params, extract_feature
+from cortado.layers.extract_feature import (
+    ExtractFeature,
+    Params,
+    backward_cuda,
+    extract_feature,
+    forward_cuda,
+)
+from cuda_host import needs_compiler, on_host
 from suite import LayerSuite, close
 from torch.nn.functional import grid_sample
 
@@ -133,3 +140,27 @@ def test_equals_grid_sample(layout):
     close(ours, theirs.detach(), 1e-13, "top")
     (wanted,) = torch.autograd.grad(theirs, feature, given)
     close(torch.autograd.grad(ours, feature, given)[0], wanted, 1e-13, "gradient")
+
+
+@needs_compiler
+@pytest.mark.parametrize("column", [0, 1])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e38])
+def test_kernels_read_within_the_map_and_note_what_is_not_finite(value, column):
+    pairs, options = bad(3, column, value), (0, 4.0, 0.0, True)
+    with on_host():
+        assert backward_cuda(torch.ones(2, 3, 6), pairs, 4, 5, *options).sum() == pytest.approx(36)
+        if math.isfinite(value):
+            forward_cuda(FEATURE, pairs, *options)
+            return
+        with pytest.raises(ValueError, match="pairs: coordinates that are not finite"):
+            forward_cuda(FEATURE, pairs, *options)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int32])
+def test_kernels_take_the_table_in_its_own_type(dtype):
+    sample = ExtractFeature.samples("small", np.random.default_rng(0))[0]
+    feature, pairs = sample.bottoms[0].float(), sample.bottoms[1].to(dtype)
+    expected = extract_feature(feature, pairs)
+    with on_host():
+        close(extract_feature(feature, pairs), expected, 1e-6, "top")

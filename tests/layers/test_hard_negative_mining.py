@@ -7,7 +7,9 @@ from cortado.layers.hard_negative_mining import (
     HardNegativeMining,
     Mode,
     Params,
+    forward,
     hard_negative_mining,
+    infer,
 )
 from suite import LayerSuite
 
@@ -271,3 +273,26 @@ def test_nothing_has_a_gradient():
     pairs, index, reference = spaced(3)
     tops = hard_negative_mining(pairs.requires_grad_(), index, reference.requires_grad_())
     assert not any(top.requires_grad for top in tops)
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_no_shape_depends_on_values(mode):
+    params = Params(mode, pck_radii=(5.0, 10.0))
+    pairs, cell = torch.empty(2, 6, 5, device="meta"), torch.empty(2, 6, device="meta").long()
+    tops = forward(params, pairs, cell, 5, cell < 3)
+    wanted = infer(params, tuple(pairs.shape), tuple(cell.shape), (2, 3, 4, 5))
+    assert tuple(tuple(top.shape) for top in tops) == wanted
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("seed", [None, 3])
+def test_never_waits_for_the_device(mode, seed):
+    layer = HardNegativeMining(Params(mode, seed=seed))
+    bottoms = [bottom.cuda() for bottom in spaced(20)]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        layer(*bottoms)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
