@@ -32,12 +32,12 @@ bench: setup
 
 # On a machine with a GPU, without an install: $(PYTHON) has torch, CuPy, pytest, if possible torchvision.
 GPU_WORKERS = $(shell $(PYTHON) -c "import xdist; print('-n 4')" 2>/dev/null)
-GPU_SECONDS ?= 230
+GPU_SECONDS ?= 220
 RESULTS ?= benchmarks/results
 gpu: export PYTHONPATH = .
 gpu:
 	@status=0; \
-	timeout $(GPU_SECONDS) $(PYTHON) -m pytest tests/gpu tests/cuda -m gpu -W default $(GPU_WORKERS) || status=$$?; \
+	timeout -s INT $(GPU_SECONDS) $(PYTHON) -m pytest tests/gpu tests/cuda -m gpu -W default $(GPU_WORKERS) || status=$$?; \
 	$(PYTHON) -m benchmarks --device cuda --write --seconds $(GPU_SECONDS) --results $(RESULTS) || status=$$?; \
 	exit $$status
 

@@ -18,6 +18,7 @@ __all__ = [
     "hough_voting",
     "knn",
     "rectified_cosine",
+    "region_flow",
     "region_hinge_loss",
     "region_pair_sampling",
     "roi_pooling",

@@ -574,10 +574,11 @@ class KNN(Layer):
             sample("one channel", (2, 1, 3), (2, 1, 9), k=2),
             sample("padded", (3, 2, 4), (3, 2, 5), [4, 0, 2], k=2),
             sample("few references", (2, 2, 3), (2, 2, 7), [3, 2], [7, 2], k=3, use_all_ref=False),
-            sample("many queries", (1, 2, 130), (1, 2, 3)),
-            sample("two slices", (1, 11, 3), (1, 11, 300), differentiable=(), k=5),
+            sample("two blocks of queries", (1, 1, 34), (1, 1, 4)),
+            sample("two tiles of queries", (1, 2, 130), (1, 2, 3), differentiable=()),
+            sample("two slices", (1, 11, 2), (1, 11, 300), differentiable=(), k=5),
             sample("most of them", (2, 16, 1), (2, 16, 36), differentiable=(), k=34),
-            duplicates((2, 3, 11), (2, 3, 60), k=2),
+            duplicates((2, 3, 5), (2, 3, 60), k=2),
             sample("counts without use", (1, 2, 3), (1, 2, 7), [1], [2], use_all_query=True),
         ]
 

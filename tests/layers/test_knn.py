@@ -1,6 +1,7 @@
 import subprocess
 import sys
 
+import cuda_host
 import numpy as np
 import pytest
 import torch
@@ -91,7 +92,7 @@ def features(kind, n, channels, p, r, generator):
     return query, reference
 
 
-@pytest.mark.parametrize(
+kinds = pytest.mark.parametrize(
     "kind",
     [
         "normal",
@@ -105,12 +106,26 @@ def features(kind, n, channels, p, r, generator):
         "not finite",
     ],
 )
+
+
+@kinds
 @pytest.mark.parametrize("k", [1, 3, 17])
 def test_exact(kind, k):
     generator = torch.Generator().manual_seed(k)
     for n, channels, p, r in ((1, 3, 7, 40), (3, 5, 20, 2500), (2, 8, 900, 50), (2, 1, 9, 17)):
         query, reference = features(kind, n, channels, p, r, generator)
         assert equal(knn(query, reference, k), brute(query, reference, k))
+
+
+@cuda_host.needs_compiler
+@kinds
+def test_kernels_are_exact(kind):
+    generator = torch.Generator().manual_seed(0)
+    for n, channels, p, r, k in ((1, 9, 7, 140, 1), (2, 3, 9, 40, 3), (1, 4, 5, 17, 17)):
+        query, reference = features(kind, n, channels, p, r, generator)
+        with cuda_host.on_host("random"):
+            found = knn(query, reference, k)
+        assert equal(found, brute(query, reference, k))
 
 
 def test_all_references_in_order():

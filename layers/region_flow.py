@@ -1,0 +1,154 @@
+"""Dense flow from region matches, as SCNet makes it (section 5.3, after Proposal Flow).
+
+Each region of the first image is matched with its best-scoring one of the second. In the order of
+their scores, the matches fill the pixels of their box in the first image that are still empty: a
+pixel of the box goes to the point that lies in the second image's box as it lies in its own,
+linearly between the corners, rounded to a pixel and clamped to the second image. Of equal scores
+the first is taken.
+
+Bottoms: scores ``[P, S]``; rois_a ``[P, 5]`` and rois_b ``[S, 5]`` rows (batch, x1, y1, x2, y2) in
+image pixels (or ``[., 4]`` without batch; boxes as ``_runtime/boxes.py`` has them); image1 ``[1, C,
+H, W]`` and image2 ``[1, C, h, w]``, of which only the sizes count. Top: flow ``[1, 2, H, W]``
+float32, whole pixels to go in x and in y; NaN at pixels that no box covers. No gradient: to round
+has none.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._runtime.boxes import corners, expect_boxes, expect_finite
+from ._runtime.checks import BlobError, Shape, expect_axes
+from ._runtime.layer import Layer
+from ._runtime.params import NoParams
+from ._runtime.regions import best_matches
+from ._runtime.registry import register
+from ._runtime.samples import Sample, distinct
+
+CHUNK = 32  # boxes at a time on a CUDA device
+
+
+def infer(
+    params: NoParams, scores: Shape, rois_a: Shape, rois_b: Shape, image1: Shape, image2: Shape
+) -> tuple[Shape, ...]:
+    """Shape of the flow; raises BlobError."""
+    expect_axes("P S", scores=scores)
+    expect_boxes(rois_a=rois_a, rois_b=rois_b)
+    expect_axes("N C H W", image1=image1, image2=image2)
+    if scores != (rois_a[0], rois_b[0]):
+        text = "expected {scores} to be a row for each of {rois_a} and a column for each of {rois_b}"
+        raise BlobError(text, scores=scores, rois_a=rois_a, rois_b=rois_b)
+    if image1[0] > 1 or image2[0] > 1:
+        text = "one pair of images a call, got {image1} and {image2}"
+        raise BlobError(text, image1=image1, image2=image2)
+    return ((1, 2, *image1[2:]),)
+
+
+@torch.no_grad()
+def region_flow(
+    scores: Tensor, rois_a: Tensor, rois_b: Tensor, size_a: tuple[int, int], size_b: tuple[int, int]
+) -> Tensor:
+    """The flow ``[1, 2, H, W]`` that region matches make; see the module.
+
+    size_a and size_b: (height, width) of the images. Raises BlobError, and ValueError where a
+    score is NaN.
+    """
+    p, a, b = (tuple(x.shape) for x in (scores, rois_a, rois_b))
+    infer(NoParams(), p, a, b, (1, 1, *size_a), (1, 1, *size_b))
+    expect_finite(rois_a=rois_a)
+    expect_finite(rois_b=rois_b)
+    boxes_a, boxes_b = corners(rois_a).double(), corners(rois_b).double()
+    if scores.numel():
+        score, index = best_matches(scores)
+        order = score.argsort(descending=True, stable=True)
+        boxes_a, boxes_b = boxes_a[order], boxes_b[index[order]]
+    else:
+        boxes_a = boxes_a[:0]
+    return fill(boxes_a, boxes_b, size_a, size_b)
+
+
+def fill(boxes_a: Tensor, boxes_b: Tensor, size_a: tuple[int, int], size_b: tuple[int, int]) -> Tensor:
+    """The flow ``[1, 2, H, W]`` of matched boxes ``[K, 4]``, an earlier one above a later one."""
+    if not len(boxes_a):
+        return torch.full((1, 2, *size_a), torch.nan, device=boxes_a.device)
+    owner = first_cover_chunked(boxes_a, size_a) if boxes_a.is_cuda else first_cover(boxes_a, size_a)
+    match = owner.clamp(min=0)
+    rows = torch.arange(size_a[0], device=owner.device)[:, None]
+    columns = torch.arange(size_a[1], device=owner.device)[None]
+    flow = []
+    for axis, pixel in enumerate((columns, rows)):
+        start_a, end_a = boxes_a[:, axis], boxes_a[:, axis + 2]
+        start_b, end_b = boxes_b[:, axis], boxes_b[:, axis + 2]
+        length = end_a - start_a
+        slope = (end_b - start_b) / length.where(length > 0, 1)
+        target = start_b[match] + (pixel - start_a[match]) * slope[match]
+        target = (target + 0.5).floor().clamp(0, size_b[1 - axis] - 1)
+        flow.append((target - pixel).where(owner >= 0, torch.nan))
+    return torch.stack(flow)[None].float()
+
+
+def first_cover(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """The first of boxes ``[K, 4]`` that covers each pixel: ``[H, W]``, -1 where none does.
+
+    A box covers the pixels from its first corner to its last, both rounded, a half upwards. The
+    last box is painted first.
+    """
+    owner = np.full(size, -1)
+    for k, (x1, y1, x2, y2) in reversed(list(enumerate(_covered(boxes, size).tolist()))):
+        owner[max(y1, 0) : y2 + 1, max(x1, 0) : x2 + 1] = k
+    return torch.from_numpy(owner)
+
+
+def first_cover_chunked(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """The same without reading a corner on the host."""
+    owner = torch.full(size, -1, device=boxes.device)
+    rows = torch.arange(size[0], device=boxes.device)
+    columns = torch.arange(size[1], device=boxes.device)
+    x1, y1, x2, y2 = _covered(boxes, size)[..., None].unbind(1)
+    across, down = (columns >= x1) & (columns <= x2), (rows >= y1) & (rows <= y2)
+    for k in reversed(range(0, len(boxes), CHUNK)):
+        inside = down[k : k + CHUNK, :, None] & across[k : k + CHUNK, None, :]
+        owner = (inside.byte().argmax(0) + k).where(inside.any(0), owner)
+    return owner
+
+
+def _covered(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """First and last pixels ``[K, 4]`` int64; -1 stands for what lies before the image."""
+    return (boxes + 0.5).floor().clamp(min=-1, max=max(size)).long()
+
+
+@register("RegionFlow", bottoms=5)
+class RegionFlow(Layer):
+    """Dense flow from region matches; see the module."""
+
+    bottom_names = ("scores", "rois_a", "rois_b", "image1", "image2")
+    tables = (1, 2)
+    infer = staticmethod(infer)
+
+    def forward(
+        self, scores: Tensor, rois_a: Tensor, rois_b: Tensor, image1: Tensor, image2: Tensor
+    ) -> Tensor:
+        bottoms = (scores, rois_a, rois_b, image1, image2)
+        infer(self.params, *(tuple(bottom.shape) for bottom in bottoms))
+        size_a, size_b = ((x.shape[2], x.shape[3]) for x in (image1, image2))
+        return region_flow(scores, rois_a, rois_b, size_a, size_b)
+
+    @staticmethod
+    def samples(size: str, rng: np.random.Generator) -> list[Sample]:
+        """Random boxes, some across the border, and scores without ties."""
+        p, s, a, b = {
+            "small": (7, 5, (13, 17), (11, 19)),
+            "paper": (500, 500, (375, 500), (333, 500)),
+            "large": (1000, 1000, (375, 500), (333, 500)),
+        }[size]
+        rois = [_rois(rng, count, height, width) for count, (height, width) in ((p, a), (s, b))]
+        images = [torch.zeros(1, 3, *shape, dtype=torch.float64) for shape in (a, b)]
+        return [Sample(NoParams(), (distinct(rng, (p, s)), *rois, *images), differentiable=())]
+
+
+def _rois(rng: np.random.Generator, count: int, height: int, width: int) -> Tensor:
+    low = rng.integers(-2, (width // 2, height // 2), (count, 2))
+    high = low + rng.integers(0, (width // 2 + 3, height // 2 + 3), (count, 2))
+    return torch.from_numpy(np.concatenate([np.zeros((count, 1)), low, high], 1))
