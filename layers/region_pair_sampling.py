@@ -1,0 +1,188 @@
+"""RegionPairSampling: which matches of regions are learnt from, true ones and the hardest false ones.
+
+Bottoms: ``scores`` ``[P, S]`` of matches of the regions r of image A with the regions s of image B,
+any floating type, by which false ones are ranked: the appearance f as the paper has it, or z as the
+released code; ``rois_b`` ``[S, 5]`` (batch, x1, y1, x2, y2) or ``[S, 4]``; ``truth`` ``[P, 5]``, rows
+(x1, y1, x2, y2, s): the true match in B of each region of A, s = 1, or none, s = -1; or ``[P, 4]``,
+where each has one. Boxes in image pixels, x2 and y2 inside.
+
+Tops: ``label`` ``[P, S]`` in the scores' type, 1 a positive, 0 a negative, -1 neither; the number of
+positives and of negatives, int64 scalars. No gradient.
+
+A match is positive if the IoU of s with r's truth is above ``positive_iou``. Negative are the
+highest-scored of the row's matches with an IoU below ``negative_iou`` (RELEASED: not above it), as
+many as the row has positives, or all, if they are fewer. Of equal scores the first is taken.
+
+=========  ============  ============
+rule       positive_iou  negative_iou
+=========  ============  ============
+PAPER      0.6           below 0.4
+RELEASED   0.5           up to 0.2
+=========  ============  ============
+
+Source: SCNet, Section 4 (implementation details).
+
+*Differs from the original:* where candidates are fewer than positives, the released code fills up
+with matches that are none.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._runtime import boxes
+from ._runtime.checks import (
+    BlobError,
+    Shape,
+    deferred,
+    expect_axes,
+    expect_floating,
+    expect_same_device,
+    raise_if,
+)
+from ._runtime.layer import Layer
+from ._runtime.params import choice, param
+from ._runtime.registry import register
+from ._runtime.samples import Sample
+
+
+class Rule(enum.Enum):
+    """The paper's thresholds or the released code's."""
+
+    PAPER = 0
+    RELEASED = 1
+
+
+THRESHOLDS = {Rule.PAPER: (0.6, 0.4), Rule.RELEASED: (0.5, 0.2)}
+
+
+@dataclass(frozen=True)
+class Params:
+    rule: Rule = param(Rule.PAPER)
+    positive_iou: float | None = param(None, low=0, high=1, doc="the rule's if not given")
+    negative_iou: float | None = param(None, low=0, high=1, doc="the rule's if not given")
+
+    @property
+    def thresholds(self) -> tuple[float, float]:
+        positive, negative = THRESHOLDS[self.rule]
+        return (
+            positive if self.positive_iou is None else self.positive_iou,
+            negative if self.negative_iou is None else self.negative_iou,
+        )
+
+
+class Tops(NamedTuple):
+    label: Tensor
+    num_positives: Tensor
+    num_negatives: Tensor
+
+
+def infer(params: Params, scores: Shape, rois_b: Shape, truth: Shape) -> tuple[Shape, ...]:
+    """The label's shape and two scalars; raises :class:`BlobError`."""
+    expect_axes("P S", scores=scores)
+    boxes.expect_boxes(rois_b=rois_b)
+    if len(truth) != 2 or truth[1] not in (4, 5):
+        raise BlobError("expected {truth} to be [P, 5]: x1, y1, x2, y2, s; or [P, 4]", truth=truth)
+    if scores != (truth[0], rois_b[0]):
+        shapes = {"scores": scores, "truth": truth, "rois_b": rois_b}
+        raise BlobError("expected {scores} to be a row for each of {truth} by {rois_b}", **shapes)
+    return scores, (), ()
+
+
+@torch.no_grad()
+def forward(scores: Tensor, rois_b: Tensor, truth: Tensor, params: Params) -> Tops:
+    overlap = boxes.iou_matrix(truth[:, :4], boxes.corners(rois_b))
+    above, below = params.thresholds
+    positive = overlap > above
+    candidate = (overlap <= below if params.rule is Rule.RELEASED else overlap < below) & ~positive
+    if truth.shape[1] == 5:
+        positive &= truth[:, 4:] == 1  # a row without positives gets no negatives
+    ranked = scores.masked_fill(~candidate, -torch.inf).sort(dim=1, descending=True, stable=True)
+    chosen = torch.arange(scores.shape[1], device=scores.device) < positive.sum(1, keepdim=True)
+    negative = torch.zeros_like(candidate).scatter_(1, ranked.indices, chosen) & candidate
+    label = torch.full_like(scores, -1, memory_format=torch.contiguous_format)
+    label = label.masked_fill_(positive, 1).masked_fill_(negative, 0)
+    return Tops(label, positive.sum(), negative.sum())
+
+
+def region_pair_sampling(
+    scores: Tensor,
+    rois_b: Tensor,
+    truth: Tensor,
+    rule: Rule | str = Rule.PAPER,
+    positive_iou: float | None = None,
+    negative_iou: float | None = None,
+) -> Tops:
+    """Positives and hardest negatives among matches ``[P, S]``: label, and their numbers.
+
+    ``scores`` ``[P, S]`` rank the negatives; ``rois_b`` ``[S, 4 or 5]`` are B's regions and ``truth``
+    ``[P, 5]`` rows (x1, y1, x2, y2, s), or ``[P, 4]``, A's true matches in B, in image pixels, x2 and
+    y2 inside. ``label`` is 1, 0, or -1 for neither. Thresholds are the rule's unless given. Raises
+    ``BlobError`` for shapes that do not fit, boxes that are not finite (truths of rows with s != 1 may
+    be anything finite) or another s (on CUDA ``ValueError``, later); ``TypeError`` for dtypes and
+    devices. Source: SCNet, Section 4.
+    """
+    return _sample(
+        Params(choice(Rule, rule, "rule"), positive_iou, negative_iou), scores, rois_b, truth
+    )
+
+
+def _sample(params: Params, scores: Tensor, rois_b: Tensor, truth: Tensor) -> Tops:
+    infer(params, tuple(scores.shape), tuple(rois_b.shape), tuple(truth.shape))
+    expect_floating(scores=scores)
+    expect_same_device(scores=scores, rois_b=rois_b, truth=truth)
+    boxes.expect_finite(rois_b=rois_b)
+    columns = "x1, y1, x2, y2, s" if truth.shape[1] == 5 else ""
+    boxes.expect_finite(columns, truth=truth)
+    if truth.shape[1] == 5:
+        _expect_labels(truth)
+    return forward(scores, rois_b, truth, params)
+
+
+def _expect_labels(truth: Tensor) -> None:
+    wrong = (truth[:, 4] != 1) & (truth[:, 4] != -1)
+    if deferred(truth):
+        raise_if(wrong.any().reshape(1), "truth: s not 1 or -1")
+    elif bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        text = f"{{truth}}: row {row} has s = {truth[row, 4].item():g}, not 1 or -1"
+        raise BlobError(text, truth=truth.shape)
+
+
+@register("RegionPairSampling", bottoms=3, tops=(1, 3))
+class RegionPairSampling(Layer):
+    Params = Params
+    bottom_names = ("scores", "rois_b", "truth")
+    tables = (1, 2)
+    infer = staticmethod(infer)
+
+    def forward(self, scores: Tensor, rois_b: Tensor, truth: Tensor) -> Tops:
+        return _sample(self.params, scores, rois_b, truth)
+
+    @staticmethod
+    def samples(size: str, rng: np.random.Generator) -> list[Sample]:
+        def sample(name: str, p: int, s: int, *options: Any) -> Sample:
+            """Boxes around a few centres, so that many overlap."""
+            corner = rng.integers(0, 4, (p + s, 2)) * 20 + rng.integers(0, 8, (p + s, 2))
+            table = np.concatenate((corner, corner + rng.integers(20, 32, (p + s, 2))), axis=1)
+            truth = np.concatenate((table[:p], rng.choice((1, 1, -1), (p, 1))), axis=1)
+            rois = np.concatenate((np.zeros((s, 1)), table[p:]), axis=1)
+            bottoms = (rng.random((p, s)), rois, truth.astype(float))
+            return Sample(Params(*options), tuple(map(torch.from_numpy, bottoms)), (), (), name=name)
+
+        if size == "paper":
+            return [sample("500 x 500 regions", 500, 500)]
+        if size == "large":
+            return [sample("2000 x 2000 regions", 2000, 2000)]
+        return [
+            sample("paper", 12, 30),
+            sample("released", 12, 30, Rule.RELEASED),
+            sample("few negatives", 9, 25, Rule.PAPER, 0.01, 0.01),
+            sample("other thresholds", 10, 40, Rule.RELEASED, 0.3, 0.3),
+        ]

@@ -1,0 +1,346 @@
+"""ROIPooling: the maximum over each of a region's bins, Fast R-CNN's way.
+
+Bottoms: the map ``data`` ``[N, C, H, W]``, any floating type; ``rois`` ``[R, 5]``, rows (batch, x1,
+y1, x2, y2) in image pixels, x2 and y2 inside. Top: ``[R, C, pooled_h, pooled_w]`` in the map's type.
+
+A roi's corners are rounded to cells, ``round(x spatial_scale)``, halves away from zero; it is then
+``max(end - start + 1, 1)`` cells wide, and likewise high. Bin i of n over a length L covers the
+cells from ``start + floor(i L / n)`` up to, without, ``start + ceil((i + 1) L / n)``, as far as they
+lie in the map: neighbouring bins overlap where n does not divide L. A bin outside of the map is 0.
+``edges`` says how these quotients are computed:
+
+========  ==========================================================================================
+exact     in integers (corners in float64)
+released  as float32 products ``i (L / n)``, so that at some sizes (7 bins over 57, 114 or 121 cells, 14
+          over 57 or 62) a bin is a cell larger (corners in float32)
+========  ==========================================================================================
+
+Of equal values the first in row-major order is the maximum; a NaN is larger than anything. Corners
+are clamped to 2^30 cells from the origin.
+
+Backward: the gradient of each output goes to the cell of its maximum, where those of overlapping
+bins and rois add up in a fixed order; the rois get none. The cells ``[R, C, pooled_h, pooled_w]``
+(int32, -1 for an empty bin) are kept from the forward where a gradient is wanted.
+
+Source: Fast R-CNN (Girshick, ICCV 2015), Section 2.1, and its Caffe layer; SCNet, Section 4.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ._runtime import autocast, boxes
+from ._runtime.checks import (
+    BlobError,
+    Shape,
+    deferred,
+    expect_axes,
+    expect_floating,
+    expect_same_device,
+    raise_if,
+)
+from ._runtime.layer import Layer
+from ._runtime.params import choice, param
+from ._runtime.registry import register
+from ._runtime.samples import Sample, distinct
+
+FARTHEST = 2**30  # cells; keeps every product below in 64 bits
+TABLE = 1 << 25  # elements of the tables of maxima at a time
+CHUNK = 1 << 18  # outputs at a time: what stays in a core's cache
+
+
+class Edges(enum.Enum):
+    """The bins' edges in integers, or the released layers' float32 products."""
+
+    exact = 0
+    released = 1
+
+
+@dataclass(frozen=True)
+class Params:
+    pooled_h: int = param(low=1, unit="bins")
+    pooled_w: int = param(low=1, unit="bins")
+    spatial_scale: float = param(1.0, above=0, unit="cells per image pixel")
+    edges: Edges = param(Edges.exact, doc="how the bins' edges are computed")
+
+
+def infer(params: Params, data: Shape, rois: Shape) -> tuple[Shape]:
+    """``[R, C, pooled_h, pooled_w]``; raises :class:`BlobError`."""
+    expect_axes("N C H W", data=data)
+    if len(rois) != 2 or rois[1] != 5:
+        raise BlobError("expected {rois} to be [R, 5]: batch, x1, y1, x2, y2", rois=rois)
+    if rois[0] and not data[0]:
+        raise BlobError("no image in {data} for {rois}", data=data, rois=rois)
+    return ((rois[0], data[1], params.pooled_h, params.pooled_w),)
+
+
+class Bins(NamedTuple):
+    """Each roi's image ``[R]``, and the cells of its bins by axis: ``[R, n]``, ends excluded."""
+
+    image: Tensor
+    top: Tensor
+    bottom: Tensor
+    left: Tensor
+    right: Tensor
+
+
+def bins(rois: Tensor, data: Shape, params: Params) -> Bins:
+    """All int64, within the map whatever the rois hold."""
+    number, _, height, width = data
+    image = rois[:, 0].nan_to_num().clamp(0, max(number - 1, 0)).long()
+    dtype = torch.float64 if params.edges is Edges.exact else torch.float32
+    cells = _round((rois[:, 1:].to(dtype) * params.spatial_scale).nan_to_num())
+    cells = cells.clamp_(-FARTHEST, FARTHEST).long()
+    rows = _intervals(cells[:, 1], cells[:, 3], params.pooled_h, height, params.edges)
+    columns = _intervals(cells[:, 0], cells[:, 2], params.pooled_w, width, params.edges)
+    return Bins(image, *rows, *columns)
+
+
+def _round(x: Tensor) -> Tensor:
+    """To the nearest integer, halves away from zero (``x.round()`` would take the even one)."""
+    whole = x.trunc()
+    return whole + (x - whole).mul_(2).trunc_()
+
+
+def _intervals(
+    start: Tensor, end: Tensor, count: int, size: int, edges: Edges
+) -> tuple[Tensor, Tensor]:
+    length = (end - start + 1).clamp(min=1)[:, None]
+    i = torch.arange(count, device=start.device)
+    if edges is Edges.exact:
+        lower, upper = i * length // count, -(-(i + 1) * length // count)
+    else:
+        step = length.float() / count
+        lower, upper = (i * step).floor().long(), ((i + 1) * step).ceil().long()
+    lower, upper = (edge.add_(start[:, None]).clamp_(0, size) for edge in (lower, upper))
+    return lower, upper
+
+
+def forward(data: Tensor, rois: Tensor, params: Params, keep: bool) -> tuple[Tensor, Tensor | None]:
+    """The top; and, to ``keep`` for backward, the index ``h W + w`` of each maximum's cell."""
+    at = bins(rois, data.shape, params)
+    shape = (len(rois), data.shape[1], params.pooled_h, params.pooled_w)
+    covers, levels = _covers(at, data.shape)
+    top = _pooled(data, covers, levels).view(shape)
+    if not keep:
+        return top, None
+    keys, bits = _keys(data)
+    cell = _pooled(keys, covers, levels).view(shape).bitwise_and_((1 << bits) - 1).sub_(1)
+    return top, cell.int()
+
+
+def _keys(data: Tensor) -> tuple[Tensor, int]:
+    """Integers > 0 in the order of each plane's values, of equal ones the first highest.
+
+    The low ``bits`` are the number of the cell, from 1.
+    """
+    order = data.flatten(2).sort(dim=2, descending=True, stable=True).indices
+    cells = order.shape[2]
+    bits = cells.bit_length()
+    number = torch.arange(cells, device=data.device)
+    place = torch.empty_like(order).scatter_(2, order, (cells - number).expand(order.shape))
+    keys = ((place - 1) << bits) + number + 1
+    return keys.to(torch.int32 if 2 * bits <= 31 else torch.int64).view(data.shape), bits
+
+
+def _covers(at: Bins, data: Shape) -> tuple[Tensor, tuple[int, int]]:
+    """Rows ``[4, R, bins]`` of :func:`_table`, and how many powers of two it needs by axis.
+
+    A bin is covered by four rectangles, one in each corner, each side the largest power of two that
+    fits: its maximum is that of theirs. An empty bin has the table's last row.
+    """
+    number, _, height, width = data
+    tall, high = _powers(at.bottom - at.top)
+    wide, broad = _powers(at.right - at.left)
+    levels = (int(tall.max()) + 1, int(wide.max()) + 1) if tall.numel() else (1, 1)
+    level = tall[:, :, None] * levels[1] + wide[:, None, :]
+    place = (level * number + at.image[:, None, None]) * (height * width)
+    rows = (at.top, at.bottom - high)
+    columns = (at.left, at.right - broad)
+    covers = torch.stack([place + y[:, :, None] * width + x[:, None, :] for y in rows for x in columns])
+    cells = levels[0] * levels[1] * number * height * width
+    nothing = (at.bottom <= at.top)[:, :, None] | (at.right <= at.left)[:, None, :]
+    return covers.masked_fill_(nothing, cells).flatten(2), levels
+
+
+def _pooled(data: Tensor, covers: Tensor, levels: tuple[int, int]) -> Tensor:
+    """The bins' maxima ``[R, C, bins]``, 0 of empty ones."""
+    channels, cells = data.shape[1], levels[0] * levels[1] * data[:, :1].numel()
+    top = data.new_empty(covers.shape[1], channels, covers.shape[2])
+    some = max(1, TABLE // (cells + 1))
+    for first in range(0, channels, some):
+        slab = slice(first, first + some)
+        table = _table(data[:, slab], levels)
+        step = max(1, CHUNK // (covers.shape[2] * table.shape[1]))
+        for row in range(0, covers.shape[1], step):
+            chunk = covers[:, row : row + step]
+            maxima = table.index_select(0, chunk[0].flatten())
+            for cover in chunk[1:]:
+                torch.maximum(maxima, table.index_select(0, cover.flatten()), out=maxima)
+            maxima = maxima.view(*chunk.shape[1:], table.shape[1])
+            top[row : row + step, slab] = maxima.transpose(1, 2)
+    return top
+
+
+def _powers(length: Tensor) -> tuple[Tensor, Tensor]:
+    """The exponent of the largest power of two up to each length, and that power; 1 for none."""
+    exponent = torch.frexp(length.clamp(min=1).double()).exponent.long() - 1
+    return exponent, torch.ones_like(exponent) << exponent
+
+
+def _table(data: Tensor, levels: tuple[int, int]) -> Tensor:
+    """Maxima over 2^i x 2^j cells: ``[levels, N, H, W]`` rows of channels, then a row of zeros."""
+    cells = data.permute(0, 2, 3, 1).contiguous()
+    found = []
+    for i in range(levels[0]):
+        cells = _doubled(cells, 1, 1 << i >> 1)
+        wider = cells
+        for j in range(levels[1]):
+            wider = _doubled(wider, 2, 1 << j >> 1)
+            found.append(wider.reshape(-1, data.shape[1]))
+    return torch.cat((*found, cells.new_zeros(1, data.shape[1])))
+
+
+def _doubled(x: Tensor, axis: int, step: int) -> Tensor:
+    """The larger of each element and that ``step`` further on, where there is one."""
+    rest = x.shape[axis] - step
+    if not step or rest <= 0:
+        return x
+    larger = x.clone()
+    ahead = x.narrow(axis, step, rest)
+    torch.maximum(x.narrow(axis, 0, rest), ahead, out=larger.narrow(axis, 0, rest))
+    return larger
+
+
+def _planes(image: Tensor, data: Shape) -> Tensor:
+    """Where the planes of the rois' images begin in the map: ``[R, C, 1, 1]``."""
+    channel = torch.arange(data[1], device=image.device)
+    return ((image[:, None] * data[1] + channel) * (data[2] * data[3]))[:, :, None, None]
+
+
+def backward(top_gradient: Tensor, argmax: Tensor, image: Tensor, data: Shape) -> Tensor:
+    """The map's gradient ``[N, C, H, W]``; ``image`` ``[R]`` is each roi's."""
+    wide = torch.float64 if top_gradient.dtype == torch.float64 else torch.float32
+    gradient = top_gradient.new_zeros(data, dtype=wide)
+    step = max(1, CHUNK // max(argmax[:1].numel(), 1))
+    for row in range(0, len(argmax), step):
+        rows = slice(row, row + step)
+        cell = argmax[rows]
+        index = (_planes(image[rows], data) + cell.clamp(min=0)).flatten()
+        values = top_gradient[rows].to(wide).where(cell >= 0, 0).flatten()
+        if gradient.is_cuda:  # scatter_add_ has no fixed order there; index_put_ sorts
+            gradient.view(-1).index_put_((index,), values, accumulate=True)
+        elif gradient.numel():
+            gradient.view(-1).scatter_add_(0, index, values)
+    return gradient.to(top_gradient.dtype)
+
+
+class Function(torch.autograd.Function):
+    @staticmethod
+    def forward(data: Tensor, rois: Tensor, params: Params, keep: bool) -> tuple[Tensor, Tensor | None]:
+        return forward(data, rois, params, keep)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None]) -> None:
+        data, rois, ctx.params, keep = inputs
+        ctx.shape = tuple(data.shape)
+        if keep:
+            ctx.mark_non_differentiable(output[1])
+            ctx.save_for_backward(rois, output[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, top_gradient: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        rois, argmax = ctx.saved_tensors
+        image = rois[:, 0].nan_to_num().clamp(0, max(ctx.shape[0] - 1, 0)).long()
+        return backward(top_gradient, argmax, image, ctx.shape), None, None, None
+
+
+def roi_pooling(
+    data: Tensor,
+    rois: Tensor,
+    pooled_h: int,
+    pooled_w: int,
+    spatial_scale: float = 1.0,
+    edges: Edges | str = Edges.exact,
+) -> Tensor:
+    """The map ``data`` ``[N, C, H, W]`` over regions, max pooled: ``[R, C, pooled_h, pooled_w]``.
+
+    ``rois`` ``[R, 5]`` are (batch, x1, y1, x2, y2) in image pixels, x2 and y2 inside;
+    ``spatial_scale`` is in cells per image pixel; for ``edges`` see the module. Raises
+    ``BlobError`` for shapes that do not fit, and for rois that are not finite or of an image that
+    is not there (on CUDA ``ValueError``, later); ``TypeError`` unless ``data`` is floating point on
+    the device of ``rois``. Source: Fast R-CNN, Section 2.1.
+    """
+    return _pool(Params(pooled_h, pooled_w, spatial_scale, choice(Edges, edges, "edges")), data, rois)
+
+
+def _pool(params: Params, data: Tensor, rois: Tensor) -> Tensor:
+    infer(params, tuple(data.shape), tuple(rois.shape))
+    expect_floating(data=data)
+    expect_same_device(data=data, rois=rois)
+    rois = rois.detach()
+    boxes.expect_finite(rois=rois)
+    _expect_images(rois, data.shape[0])
+    keep = torch.is_grad_enabled() and data.requires_grad
+    top: Tensor = autocast.apply(Function, data, rois, params, keep)[0]
+    return top
+
+
+def _expect_images(rois: Tensor, number: int) -> None:
+    image = rois[:, 0]
+    wrong = (image < 0) | (image >= number) | (image != image.floor())
+    if deferred(rois):
+        raise_if(wrong.any().reshape(1), f"rois: a batch index that is not in 0..{number - 1}")
+    elif bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        boxes.raise_at(row, f"has a batch index that is not in 0..{number - 1}", rois=rois)
+
+
+@register("ROIPooling", bottoms=2, tops=1)
+class ROIPooling(Layer):
+    Params = Params
+    bottom_names = ("data", "rois")
+    tables = (1,)
+    infer = staticmethod(infer)
+
+    def forward(self, data: Tensor, rois: Tensor) -> Tensor:
+        return _pool(self.params, data, rois)
+
+    @staticmethod
+    def samples(size: str, rng: np.random.Generator) -> list[Sample]:
+        def sample(
+            name: str, shape: Shape, number: int, beyond: float, *options: Any, check: bool = True
+        ) -> Sample:
+            """Rois whose corners are not near a half, some of them outside by ``beyond`` maps."""
+            params, (height, width) = Params(*options), shape[2:]
+            extent = np.array((width, height))
+            corner = np.floor(rng.uniform(-beyond, 1 + beyond, (number, 2, 2)) * extent)
+            corner = np.sort(corner, axis=1) + rng.uniform(-0.4, 0.4, corner.shape)
+            image = rng.integers(0, shape[0], (number, 1))
+            rois = np.concatenate((image, corner.reshape(-1, 4) / params.spatial_scale), axis=1)
+            planes = [distinct(rng, (height, width)) for _ in range(shape[0] * shape[1])]
+            data = torch.stack(planes).view(shape)
+            bottoms = data, torch.from_numpy(rois)
+            return Sample(params, bottoms, name=name, check_gradient=check)
+
+        if size == "paper":
+            return [sample("VGG16, 1000 regions", (1, 512, 30, 40), 1000, 0.0, 7, 7, 1 / 16)]
+        if size == "large":
+            return [sample("two images, 2000 regions", (2, 512, 60, 80), 2000, 0.0, 7, 7, 1 / 16)]
+        return [
+            sample("two images", (2, 3, 6, 7), 5, 0.0, 2, 3, 0.25),
+            sample("partly outside", (2, 2, 5, 4), 9, 0.8, 3, 2, 1.0),
+            sample("more bins than cells", (1, 2, 3, 4), 4, 0.3, 5, 6, 0.1),
+            sample("one bin", (3, 1, 6, 5), 4, 0.1, 1, 1, 1 / 16),
+            sample("one cell", (1, 3, 1, 1), 2, 0.0, 2, 2, 0.5),
+            sample("released edges", (1, 1, 3, 58), 6, 0.1, 1, 7, 1.0, Edges.released),
+            sample("several blocks", (2, 33, 9, 11), 5, 0.1, 3, 3, 1 / 16, check=False),
+        ]
