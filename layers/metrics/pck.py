@@ -2,6 +2,7 @@
 
 UCN's measure (section 4): a match is correct when it is at most T pixels from the true point
 (geometric sets), or at most alpha L, with L the image's longer side (PASCAL) or its diagonal (CUB).
+HardNegativeMining's own PCK, as UCN's text has it, counts those closer than T.
 
 Bottoms: pairs ``[N, P, 5]`` rows (x1, y1, x2, y2, s) in image pixels, of which those with s = 1
 count; index ``[N, k, P]`` of KNN, whose first row is the match (-1: no match, never correct); the
