@@ -6,7 +6,7 @@ PACKAGES := layers nets prototxt_like tools
 .PHONY: setup demo test test-slow lint bench gpu clean
 
 setup: .venv/installed
-.venv/installed: setup.cfg constraints.txt
+.venv/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test,dev]"
 	touch $@
@@ -23,7 +23,7 @@ test-slow: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	mkdir -p build/mypy/cortado  # mypy does not see setup.cfg's package_dir: show it the tree as installed
+	rm -rf build/mypy && mkdir -p build/mypy/cortado  # mypy does not see setup.cfg's package_dir: show it the tree as installed
 	ln -sfn $(addprefix $(CURDIR)/,$(wildcard cortado/*.py) cortado/py.typed $(PACKAGES)) build/mypy/cortado
 	MYPYPATH=build/mypy $(BIN)/mypy -p cortado
 
@@ -37,7 +37,7 @@ RESULTS ?= benchmarks/results
 gpu: export PYTHONPATH = .
 gpu:
 	@status=0; \
-	timeout -s INT $(GPU_SECONDS) $(PYTHON) -m pytest tests/gpu tests/cuda -m gpu -W default $(GPU_WORKERS) || status=$$?; \
+	timeout -s INT -k 10 $(GPU_SECONDS) $(PYTHON) -m pytest tests/gpu tests/cuda -m gpu -W default $(GPU_WORKERS) || status=$$?; \
 	$(PYTHON) -m benchmarks --device cuda --write --seconds $(GPU_SECONDS) --results $(RESULTS) || status=$$?; \
 	exit $$status
 

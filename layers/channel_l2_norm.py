@@ -37,7 +37,7 @@ from ._runtime import autocast, cuda
 from ._runtime.checks import BlobError, Shape, expect_floating
 from ._runtime.dispatch import use_cuda
 from ._runtime.layer import Layer
-from ._runtime.params import choice, param
+from ._runtime.params import choice, param, valid
 from ._runtime.registry import register
 from ._runtime.samples import Sample
 
@@ -177,7 +177,7 @@ def channel_l2_norm(
     for less than two axes, ``TypeError`` unless floating point. Source: UCN, Section 4.
     """
     mode = choice(EpsilonMode, eps_mode, "eps_mode")
-    infer(Params(eps, mode), tuple(bottom.shape))
+    infer(valid(Params(eps, mode)), tuple(bottom.shape))
     expect_floating(bottom=bottom)
     top: Tensor = autocast.apply(Function, bottom, eps, mode)[0]
     return top

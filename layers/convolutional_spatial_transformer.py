@@ -41,7 +41,7 @@ from ._runtime import autocast, cuda
 from ._runtime.checks import BlobError, Shape, expect_axes, expect_floating
 from ._runtime.dispatch import use_cuda
 from ._runtime.layer import Layer
-from ._runtime.params import choice, param
+from ._runtime.params import choice, param, valid
 from ._runtime.registry import register
 from ._runtime.samples import Sample
 
@@ -326,9 +326,7 @@ def convolutional_spatial_transformer(
     Source: UCN, Section 4 and Supplement 2.
     """
     mode = choice(ThetaMode, theta_mode, "theta_mode")
-    if kernel_size < 1:
-        raise ValueError(f"kernel_size: expected at least 1, got {kernel_size}")
-    infer(Params(kernel_size, mode), tuple(u.shape), tuple(theta.shape))
+    infer(valid(Params(kernel_size, mode)), tuple(u.shape), tuple(theta.shape))
     expect_floating(u=u, theta=theta)
     top: Tensor = autocast.apply(Function, u, theta, kernel_size, mode)
     return top

@@ -54,7 +54,7 @@ from ._runtime.checks import (
 from ._runtime.dispatch import use_cuda
 from ._runtime.geometry import Corners, corners, expect_finite, read, scatter
 from ._runtime.layer import Layer
-from ._runtime.params import choice, param
+from ._runtime.params import choice, param, valid
 from ._runtime.registry import register
 from ._runtime.samples import Sample
 
@@ -345,13 +345,15 @@ def correspondence_contrastive_loss(
     another s (on CUDA ``ValueError``, later); ``TypeError`` for dtypes and devices. Source: UCN,
     Eq. 1.
     """
-    params = Params(
-        margin,
-        downsampling_factor,
-        bilinear_interpolation,
-        coordinate_offset,
-        choice(Form, form, "form"),
-        choice(Gradient, grad, "grad"),
+    params = valid(
+        Params(
+            margin,
+            downsampling_factor,
+            bilinear_interpolation,
+            coordinate_offset,
+            choice(Form, form, "form"),
+            choice(Gradient, grad, "grad"),
+        )
     )
     return _loss(params, feature1, feature2, pairs).loss
 

@@ -38,7 +38,7 @@ from ._runtime.checks import (
 from ._runtime.dispatch import use_cuda
 from ._runtime.geometry import corners, expect_finite, read, scatter
 from ._runtime.layer import Layer
-from ._runtime.params import param
+from ._runtime.params import param, valid
 from ._runtime.registry import register
 from ._runtime.samples import Sample
 
@@ -216,8 +216,8 @@ def extract_feature(
     ``pairs``. Source: UCN, Section 4.
     """
     columns = pairs.shape[-1] if pairs.dim() else 0
-    params = Params(
-        columns, coord_start_ind, downsampling_factor, coordinate_offset, bilinear_interpolation
+    params = valid(
+        Params(columns, coord_start_ind, downsampling_factor, coordinate_offset, bilinear_interpolation)
     )
     return _extract(params, feature, pairs)
 

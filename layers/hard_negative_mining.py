@@ -58,7 +58,7 @@ from ._runtime.checks import (
 )
 from ._runtime.geometry import expect_finite, to_points
 from ._runtime.layer import Layer
-from ._runtime.params import choice, param
+from ._runtime.params import choice, param, valid
 from ._runtime.registry import register
 from ._runtime.samples import Sample
 
@@ -222,14 +222,16 @@ def hard_negative_mining(
     that are not finite; ``TypeError`` for a table that is not floating point or an index that is;
     ``ValueError`` for an index past the map. Source: UCN, Section 4.
     """
-    params = Params(
-        choice(Mode, mode, "mode"),
-        pixel_threshold,
-        random_negative_distance,
-        downsampling_factor,
-        coordinate_offset,
-        index_base,
-        pck_radii,
+    params = valid(
+        Params(
+            choice(Mode, mode, "mode"),
+            pixel_threshold,
+            random_negative_distance,
+            downsampling_factor,
+            coordinate_offset,
+            index_base,
+            pck_radii,
+        )
     )
     return _mine(params, pairs, index, reference, num_coords, generator)
 

@@ -55,7 +55,7 @@ from torch.autograd.function import once_differentiable
 from ._runtime import autocast, boxes
 from ._runtime.checks import BlobError, Shape, expect_axes, expect_floating, expect_same_device
 from ._runtime.layer import Layer
-from ._runtime.params import choice, param
+from ._runtime.params import choice, param, valid
 from ._runtime.registry import register
 from ._runtime.samples import Sample
 
@@ -363,7 +363,7 @@ def hough_voting(
     for sizes below a pixel. Sizes in a CUDA tensor wait for the device. Source: SCNet, Eqs. 7-9, 12.
     """
     kinds = choice(Rule, rule, "rule"), choice(Output, output, "output"), choice(Gradient, grad, "grad")
-    params = Params(*kinds, threshold, added, max_aspect_ratio, **binning)
+    params = valid(Params(*kinds, threshold, added, max_aspect_ratio, **binning))
     return _vote(params, scores, rois_a, rois_b, size_a, size_b, votes)
 
 

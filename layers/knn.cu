@@ -17,10 +17,16 @@
 #define EACH 8                           // queries of a thread, and references in a tile
 #define WIDTH (LANES * EACH)             // queries, and references, of a tile
 #define DEPTH (32 / int(sizeof(acc_t)))  // channels in shared memory at a time
+#define PART (DEPTH / 2)                 // of them that a thread brings
 #define BLOCKS (8 / sizeof(acc_t))       // of a multiprocessor
 #define MOST 16                          // bounds kept of a query, at most
 #define AHEAD 4                          // references a thread measures at once
 #define NONE 0x7fffffff                  // no reference: its index comes after all others
+
+// What a list holds where nothing was found: comes after all
+__device__ inline acc_t no_distance() {
+    return infinity() - infinity();  // unseen: + comes after all that is finite
+}
 
 // Whether (a, i) comes before (b, j): by value, NaN last, then by index
 __device__ inline bool before(acc_t a, int i, acc_t b, int j) {
@@ -44,7 +50,7 @@ __device__ inline void insert(acc_t v, int i, acc_t& value, int& index) {
 // The warp's list takes in each thread's (v, i) that is `wanted`
 __device__ inline void insert_all(bool wanted, acc_t v, int i, acc_t& value, int& index) {
     const acc_t last = __shfl_sync(ALL_LANES, value, WARP - 1);
-    const int last_index = __shfl_sync(ALL_LANES, index, WARP - 1);
+    const int last_index = __shfl_sync(ALL_LANES, index, WARP - 1);  // unseen: ties this deep
     unsigned votes = __ballot_sync(ALL_LANES, wanted && before(v, i, last, last_index));
     for (; votes; votes &= votes - 1) {
         const int from = __ffs(votes) - 1;
@@ -55,29 +61,32 @@ __device__ inline void insert_all(bool wanted, acc_t v, int i, acc_t& value, int
 // bound = kept |x|^2 of each reference
 extern "C" __global__ void __launch_bounds__(256) knn_bounds(
     const scalar_t* __restrict__ reference, const acc_t* __restrict__ centre,
-    acc_t* __restrict__ bound, int channels, int references, long long total, double kept, double most) {
+    acc_t* __restrict__ bound, int channels, int references, long long total, double kept,
+    double most) {
     GRID_STRIDE(i, total) {
         const long long image = i / references, r = i % references;
         const scalar_t* from = reference + image * channels * references + r;
         double square = 0;
         for (int c = 0; c < channels; ++c) {
             const double x = acc_t(from[(long long)c * references]) - centre[image * channels + c];
-            square += x * x;
+            square += x * x;  // unseen: too low a bound costs time
         }
-        bound[i] = square <= most ? acc_t(kept * square) : -infinity();
+        const bool safe = square <= most;  // unseen: < at the very edge
+        bound[i] = safe ? acc_t(kept * square) : -infinity();
     }
 }
 
 // Some channels of one column, less the centre: every second one from the first; 0 beyond the last
 struct Part {
-    acc_t at[DEPTH / 2];
+    acc_t at[PART];
 };
 
 __device__ inline Part read_part(
-    const scalar_t* column, long long stride, const acc_t* centre, int first, int channels, bool inside) {
+    const scalar_t* column, long long stride, const acc_t* centre, int first, int channels,
+    bool inside) {
     Part part;
 #pragma unroll
-    for (int i = 0; i < DEPTH / 2; ++i) {
+    for (int i = 0; i < PART; ++i) {
         const int c = first + 2 * i;
         part.at[i] =
             inside && c < channels ? acc_t(column[again(c) * stride]) - centre[c] : acc_t(0);
@@ -88,7 +97,7 @@ __device__ inline Part read_part(
 __device__ inline void write_part(
     const Part& part, acc_t (&tile)[DEPTH][WIDTH], int row, int column, acc_t factor) {
 #pragma unroll
-    for (int i = 0; i < DEPTH / 2; ++i) tile[row + 2 * i][column] = factor * part.at[i];
+    for (int i = 0; i < PART; ++i) tile[row + 2 * i][column] = factor * part.at[i];
 }
 
 // Four neighbours in shared memory
@@ -113,7 +122,7 @@ __device__ inline int reference_of(int j, int lane) { return j / 4 * (WIDTH / 2)
 __device__ inline void offer(
     const acc_t (&row)[EACH], acc_t* values, int* indices, int keep, int first) {
     const int lane = threadIdx.x % LANES;
-    const acc_t last = values[keep - 1];
+    const acc_t last = values[keep - 1];  // unseen: more are kept than samples need
     unsigned low = 0;
 #pragma unroll
     for (int j = 0; j < EACH; ++j) low |= unsigned(!(row[j] >= last)) << j;
@@ -126,17 +135,15 @@ __device__ inline void offer(
         const int from = half ? __ffs(half) - 1 : 0, mine = __ffs(low) - 1;
         acc_t v = infinity();
 #pragma unroll
-        for (int j = 0; j < EACH; ++j) v = j == mine ? row[j] : v;
-        if (v != v) v = -infinity();
+        for (int j = 0; j < EACH; ++j) v = j == mine ? row[j] : v;  // unseen: none has a ninth
+        if (v != v) v = -infinity();  // unseen: without bounds knn_scan decides
         const int i = low ? first + reference_of(mine, lane) : NONE;
-        insert<LANES>(
-            __shfl_sync(ALL_LANES, v, from, LANES), __shfl_sync(ALL_LANES, i, from, LANES), value, index);
+        const acc_t offered = __shfl_sync(ALL_LANES, v, from, LANES);
+        insert<LANES>(offered, __shfl_sync(ALL_LANES, i, from, LANES), value, index);
         if (lane == from) low &= low - 1;
     }
-    __syncwarp();
     values[lane] = value;
     indices[lane] = index;
-    __syncwarp();
 }
 
 // least, candidate [N, P, slices, keep]: the least bounds, without the query's own part, of each query
@@ -149,8 +156,8 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) knn_screen(
     const long long* __restrict__ num_reference, acc_t* __restrict__ least,
     int* __restrict__ candidate, int channels, int queries, int references, int slices, int span,
     int keep) {
-    __shared__ __align__(16) acc_t q[2][DEPTH][WIDTH];
-    __shared__ __align__(16) acc_t x[2][DEPTH][WIDTH];
+    __shared__ __align__(16) acc_t q[2][DEPTH][WIDTH];  // unseen: a third
+    __shared__ __align__(16) acc_t x[2][DEPTH][WIDTH];  // unseen: a third
     __shared__ acc_t values[WIDTH][MOST];
     __shared__ int indices[WIDTH][MOST];
     const int tile = blockIdx.x * WIDTH, slice = blockIdx.y;
@@ -167,13 +174,13 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) knn_screen(
         values[group + i][lane] = infinity();
         indices[group + i][lane] = NONE;
     }
-    __syncwarp();
     const bool has_query = tile + column < queries;
-    const bool busy = tile + threadIdx.x / WARP * 2 * EACH < queries;  // the warp
+    const bool busy = tile + threadIdx.x / WARP * 2 * EACH < queries;  // the warp; unseen: idle work
     Part next_q = read_part(from_query, queries, middle, row, channels, has_query);
-    Part next_x = read_part(from_reference + start, references, middle, row, channels, start + column < end);
+    Part next_x = read_part(
+        from_reference + start, references, middle, row, channels, start + column < end);
     int buffer = 0;
-    for (int first = start; first < end; first += WIDTH) {
+    for (int first = start; first < end; first += WIDTH) {  // unseen: <= adds an empty tile
         acc_t sum[EACH][EACH];
 #pragma unroll
         for (int j = 0; j < EACH; ++j) {
@@ -182,7 +189,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) knn_screen(
 #pragma unroll
             for (int i = 0; i < EACH; ++i) sum[i][j] = own;
         }
-        for (int c = 0; c < channels; c += DEPTH) {
+        for (int c = 0; c < channels; c += DEPTH) {  // unseen: <= adds zeros
             write_part(next_q, q[buffer], row, column, acc_t(-2));
             write_part(next_x, x[buffer], row, column, acc_t(1));
             __syncthreads();
@@ -245,11 +252,11 @@ extern "C" __global__ void __launch_bounds__(256) knn_settle(
     int* __restrict__ count, int total, int channels, int queries, int references, int k, int slices,
     int keep, double kept, double slack, double most, double reach) {
     const int lane = threadIdx.x % WARP;
-    const int number = (blockIdx.x * blockDim.x + threadIdx.x) / WARP;
+    const int number = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
     if (number >= total) return;
     const long long image = number / queries, top = image * k * queries;
     const int p = number % queries;
-    acc_t nearest = infinity() - infinity();
+    acc_t nearest = no_distance();
     int nearest_index = NONE;
     if (p >= num_query[image]) {
         write_found(nearest, nearest_index, 0, k, p, queries, distance + top, index + top);
@@ -264,27 +271,29 @@ extern "C" __global__ void __launch_bounds__(256) knn_settle(
         rest = min(rest, __shfl_sync(ALL_LANES, v, keep - 1));
         insert_all(true, v, i, value, r);
     }
-    rest = min(rest, __shfl_sync(ALL_LANES, value, WARP - 1));
+    rest = min(rest, __shfl_sync(ALL_LANES, value, WARP - 1));  // unseen: too low costs time
     const scalar_t* from_query = query + image * channels * queries + p;
     const scalar_t* from_reference = reference + image * channels * references;
     double square = 0;
     for (int c = lane; c < channels; c += WARP) {
         const double q = acc_t(from_query[(long long)c * queries]) - centre[image * channels + c];
-        square += q * q;
+        square += q * q;  // unseen: too low costs time
     }
     square = __shfl_sync(ALL_LANES, warp_sum(square), 0);
     bool proven = false;
-    if (square <= most) {
-        for (int i = 0; !proven && i < WARP; ++i) {
+    if (square <= most) {  // unseen: < at the very edge
+        for (int i = 0; !proven && i < WARP; ++i) {  // unseen: <= measures one again
             const int at = __shfl_sync(ALL_LANES, r, i);
             if (at == NONE) break;
             const acc_t d = measure(from_query, from_reference + at, channels, queries, references);
             insert<WARP>(d, at, nearest, nearest_index);
-            const acc_t next = i + 1 < WARP ? __shfl_sync(ALL_LANES, value, i + 1) : infinity();
-            const double limit = reach * __shfl_sync(ALL_LANES, nearest, k - 1);
-            proven = min(rest, next) + (kept * square - slack) > limit * limit;
+            const int following = min(i + 1, WARP - 1);  // unseen: a lower one costs time
+            const acc_t next = min(rest, __shfl_sync(ALL_LANES, value, following));
+            const acc_t last = __shfl_sync(ALL_LANES, nearest, k - 1);  // unseen: so does a farther
+            const double limit = reach * last;                         // unseen: and a higher limit
+            proven = next + (kept * square - slack) > limit * limit;   // unseen: likewise
         }
-        proven = proven || rest == infinity();  // all references were kept
+        proven = proven || rest == infinity();  // all references were kept; unseen: scanned else
     }
     if (proven)
         write_found(nearest, nearest_index, 0, k, p, queries, distance + top, index + top);
@@ -311,14 +320,15 @@ extern "C" __global__ void __launch_bounds__(256) knn_scan(
         const scalar_t* from_reference = reference + image * channels * references;
         acc_t last = -infinity();
         int last_index = -1;
-        for (int done = 0; done < k; done += WARP) {
-            acc_t nearest = infinity() - infinity();
+        for (int done = 0; done < k; done += WARP) {  // unseen: <= finds for no place
+            acc_t nearest = no_distance();
             int nearest_index = NONE;
-            for (int first = threadIdx.x; first - lane < valid; first += AHEAD * blockDim.x) {
+            const int stride = AHEAD * blockDim.x;
+            for (int first = threadIdx.x; first - lane < valid; first += stride) {  // unseen: <=
                 double square[AHEAD] = {}, nothing = 0;  // NaN for a query that is not finite
                 for (int c = 0; c < channels; ++c) {
                     const double q = acc_t(from_query[(long long)c * queries]);
-                    nothing += q - q;
+                    nothing += q - q;  // unseen: of either sign
                     const scalar_t* x = from_reference + (long long)c * references;
 #pragma unroll
                     for (int j = 0; j < AHEAD; ++j) {
@@ -330,7 +340,7 @@ extern "C" __global__ void __launch_bounds__(256) knn_scan(
 #pragma unroll
                 for (int j = 0; j < AHEAD; ++j) {
                     const int r = first + j * int(blockDim.x);
-                    const acc_t d = acc_t(sqrt(square[j]) + nothing);
+                    const acc_t d = acc_t(sqrt(square[j]) + nothing);  // unseen: of either sign
                     insert_all(
                         r < valid && before(last, last_index, d, r), d, r, nearest, nearest_index);
                 }
@@ -338,7 +348,7 @@ extern "C" __global__ void __launch_bounds__(256) knn_scan(
             found[warp][lane] = nearest;
             found_index[warp][lane] = nearest_index;
             __syncthreads();
-            nearest = infinity() - infinity();
+            nearest = no_distance();
             nearest_index = NONE;
             for (int i = 0; i < warps; ++i)
                 insert_all(true, found[i][lane], found_index[i][lane], nearest, nearest_index);
@@ -358,10 +368,9 @@ extern "C" __global__ void __launch_bounds__(256) knn_backward_query(
     acc_t* __restrict__ weight, scalar_t* __restrict__ gradient, int channels, int queries,
     int references, int k) {
     __shared__ acc_t scratch[256];
-    const int tiles = (queries + WARP - 1) / WARP;
     const int group = threadIdx.x / WARP, groups = blockDim.x / WARP;
-    const int p = blockIdx.x % tiles * WARP + threadIdx.x % WARP;
-    const long long image = blockIdx.x / tiles, top = image * k * queries + p;
+    const int p = blockIdx.x * WARP + threadIdx.x % WARP;
+    const long long image = blockIdx.y, top = image * k * queries + p;
     const long long plane = image * channels;
     const bool inside = p < queries;
     for (int j = 0; j < k; ++j) {
@@ -384,7 +393,8 @@ extern "C" __global__ void __launch_bounds__(256) knn_backward_query(
         for (int j = 0; j < k; ++j) {
             const long long at = index[top + (long long)j * queries];
             if (at < 0) break;  // nor has any place after it a reference
-            sum += weight[top + (long long)j * queries] * (q - acc_t(reference[(plane + c) * references + at]));
+            const acc_t apart = q - acc_t(reference[(plane + c) * references + at]);
+            sum += weight[top + (long long)j * queries] * apart;
         }
         gradient[(plane + c) * queries + p] = scalar_t(sum);
     }

@@ -42,7 +42,7 @@ from ._runtime.checks import BlobError, Shape, expect_axes, expect_floating
 from ._runtime.dispatch import use_cuda
 from ._runtime.geometry import Corners, scatter
 from ._runtime.layer import Layer
-from ._runtime.params import param
+from ._runtime.params import param, valid
 from ._runtime.registry import register
 from ._runtime.samples import Sample
 
@@ -310,7 +310,7 @@ def forward_cuda(
     sizes = {"channels": channels, "queries": p, "references": reference.shape[2]}
     counts = {"num_query": num_query, "num_reference": num_reference}
     pending, count = None, None
-    if k <= MOST - 3:
+    if k <= MOST - 3 and channels:
         pending = num_query.new_empty(n * p, dtype=torch.int32)
         count = pending.new_zeros(1)
         proven = _screen(query, reference, k, num_reference)
@@ -435,7 +435,7 @@ def backward_cuda(
         index=index,
         weight=weight,
         gradient=query_gradient,
-        grid=n * -(-p // 32),
+        grid=(-(-p // 32), n),
         **sizes,
     )
     found, order = index.flatten(1).sort(dim=1, stable=True)
@@ -495,9 +495,7 @@ def knn(
     Raises ``BlobError`` for shapes that do not fit and for k above the number of references,
     ``TypeError`` unless the features are floating point of one type, ``ValueError`` for k below 1.
     """
-    if k < 1:
-        raise ValueError(f"k: expected at least 1, got {k}")
-    params = Params(k, index_base=index_base, use_all_ref=num_reference is None)
+    params = valid(Params(k, index_base=index_base, use_all_ref=num_reference is None))
     return _knn(params, query, reference, num_query, num_reference)
 
 
@@ -553,12 +551,18 @@ class KNN(Layer):
                 differentiable = ()  # no finite differences of infinity
             return Sample(params, (*features, *numbers), differentiable, name=name)
 
-        def duplicates(query: Shape, reference: Shape, **options: Any) -> Sample:
-            """Half of the queries' neighbours are a reference that is there over and over."""
+        def alike(
+            name: str, query: Shape, reference: Shape, k: int, every: int = 0, radius: float = 0.0
+        ) -> Sample:
+            """Normal features, ``every`` second one the same, or in two clusters of that radius."""
             q, x = (torch.from_numpy(rng.standard_normal(shape)) for shape in (query, reference))
-            x[:, :, ::2] = x[:, :, :1]
-            q[:, :, ::2] = x[:, :, :1] + 0.01 * q[:, :, ::2]
-            return Sample(Params(**options), (q, x), (), name="duplicates")
+            if every:
+                x[:, :, ::every] = x[:, :, :1]
+                q[:, :, ::every] = x[:, :, :1] + 0.01 * q[:, :, ::every]
+            if radius:
+                q, x = (radius * y - 1e4 for y in (q, x))
+                q[:, :, ::2], x[:, :, ::2] = q[:, :, ::2] + 4e4, x[:, :, ::2] + 4e4
+            return Sample(Params(k), (q, x), (), name=name)
 
         if size == "paper":
             return [
@@ -576,9 +580,10 @@ class KNN(Layer):
             sample("few references", (2, 2, 3), (2, 2, 7), [3, 2], [7, 2], k=3, use_all_ref=False),
             sample("two blocks of queries", (1, 1, 34), (1, 1, 4)),
             sample("two tiles of queries", (1, 2, 130), (1, 2, 3), differentiable=()),
-            sample("two slices", (1, 11, 2), (1, 11, 300), differentiable=(), k=5),
-            sample("most of them", (2, 16, 1), (2, 16, 36), differentiable=(), k=34),
-            duplicates((2, 3, 5), (2, 3, 60), k=2),
+            alike("two slices", (1, 12, 4), (1, 12, 270), k=5),
+            sample("many neighbours", (2, 16, 2), (2, 16, 70), [1, 2], k=34),
+            alike("duplicates", (2, 3, 2), (2, 3, 40), k=2, every=2),
+            alike("two far clusters", (1, 3, 3), (1, 3, 60), k=2, radius=1e-4),
             sample("counts without use", (1, 2, 3), (1, 2, 7), [1], [2], use_all_query=True),
         ]
 

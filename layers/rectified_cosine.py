@@ -30,7 +30,7 @@ from torch.autograd.function import once_differentiable
 from ._runtime import autocast
 from ._runtime.checks import BlobError, Shape, expect_floating
 from ._runtime.layer import Layer
-from ._runtime.params import param
+from ._runtime.params import param, valid
 from ._runtime.registry import register
 from ._runtime.samples import Sample
 
@@ -137,7 +137,7 @@ def rectified_cosine(
     descriptors are taken for unit vectors. Raises ``BlobError`` for shapes that do not fit,
     ``TypeError`` unless both are of one floating type on one device. Source: SCNet, Eq. 6.
     """
-    params = Params(exponent, normalized, eps)
+    params = valid(Params(exponent, normalized, eps))
     infer(params, tuple(a.shape), tuple(b.shape))
     expect_floating(a=a, b=b)
     a, b = a.reshape(_table(a.shape)), b.reshape(_table(b.shape))

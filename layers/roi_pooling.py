@@ -47,7 +47,7 @@ from ._runtime.checks import (
     raise_if,
 )
 from ._runtime.layer import Layer
-from ._runtime.params import choice, param
+from ._runtime.params import choice, param, valid
 from ._runtime.registry import register
 from ._runtime.samples import Sample, distinct
 
@@ -279,7 +279,8 @@ def roi_pooling(
     is not there (on CUDA ``ValueError``, later); ``TypeError`` unless ``data`` is floating point on
     the device of ``rois``. Source: Fast R-CNN, Section 2.1.
     """
-    return _pool(Params(pooled_h, pooled_w, spatial_scale, choice(Edges, edges, "edges")), data, rois)
+    params = valid(Params(pooled_h, pooled_w, spatial_scale, choice(Edges, edges, "edges")))
+    return _pool(params, data, rois)
 
 
 def _pool(params: Params, data: Tensor, rois: Tensor) -> Tensor:

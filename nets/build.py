@@ -301,7 +301,7 @@ def _make(
         layer = kind(params, bottoms, generator)
     except BlobError as error:
         raise SpecError(f"{node}: {error.named(blob_names(kind, node.bottoms))}", node.span) from None
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # RuntimeError: torch cannot allocate the blobs
         raise SpecError(f"{node}: {error}", node.span) from None
     if kind.type_name == "Input" and len(shapes) == 1:
         shapes *= len(tops)

@@ -42,6 +42,8 @@ class Matcher:
                 message.span,
                 "{image: [image1, image2], feature: [feature1, feature2], downsampling_factor: 4}",
             )
+        if self.net.report and self.net.report.missing:
+            raise SpecError(f"the weights do not fill the net: {self.net.report}", message.span)
         self.params = self.net.match
 
     @torch.no_grad()

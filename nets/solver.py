@@ -191,8 +191,12 @@ class Solver:
         return POLICIES[self.params.lr_policy](self.params, self.iter)
 
     def solve(self) -> None:
-        """Train up to ``max_iter``, then snapshot and test as the spec says."""
+        """Train up to ``max_iter``, then :meth:`finish`."""
         self.step(self.params.max_iter - self.iter)
+        self.finish()
+
+    def finish(self) -> None:
+        """What is due after the last iteration: the snapshot, the test."""
         every, after = self.params.snapshot, self.params.snapshot_after_train
         if after and not (every and self.iter and self.iter % every == 0):
             self.snapshot()
@@ -312,6 +316,8 @@ class Solver:
         """
         path = Path(path)
         state = torch.load(path, map_location=self.net.device, weights_only=True)
+        if not isinstance(state, dict) or not {"type", "iter", "history"} <= state.keys():
+            raise ValueError(f"{path} is not a solver's state")
         if state["type"] != self.params.type:
             raise ValueError(f"{path} is of a {state['type']} solver, this one is {self.params.type}")
         shapes = [[h.shape for h in history] for history in state["history"]]

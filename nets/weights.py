@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from cortado.layers._runtime.checks import Shape
 from cortado.layers._runtime.layer import Layer
 from cortado.prototxt_like.source import Errors, SpecError
 from cortado.prototxt_like.wire import read_net
+from safetensors import SafetensorError
 from torch import nn
 
 from .build import BuiltLayer
@@ -138,6 +140,13 @@ def _owned(net: Net) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _read(path: Path) -> list[_Stored]:
+    try:
+        return _parse(path)
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path}: not a file of weights: {error}") from None
+
+
+def _parse(path: Path) -> list[_Stored]:
     if path.suffix == ".caffemodel":
         return [
             _Stored(escape(layer.name), dict(enumerate(map(torch.from_numpy, layer.blobs))))
@@ -148,7 +157,10 @@ def _read(path: Path) -> list[_Stored]:
 
         return _layers_of(load_file(path))
     if path.suffix in (".pth", ".pt"):
-        return _layers_of(torch.load(path, map_location="cpu", weights_only=True))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or not all(map(torch.is_tensor, state.values())):
+            raise ValueError(f"{path}: not a state_dict of tensors")
+        return _layers_of(state)
     raise ValueError(f"{path}: weights are read from .caffemodel, .safetensors or .pth")
 
 

@@ -51,6 +51,8 @@ def main(args: list[str] | None = None) -> Any:
 
     try:
         return cli(args=args, prog_name="cortado")
-    except SpecError as error:
-        click.echo(str(error), err=True)
+    except (SpecError, LookupError, OSError, ValueError) as error:
+        if isinstance(error, (KeyError, IndexError)):
+            raise  # a mistake of ours, not the user's
+        click.echo(str(error) if isinstance(error, SpecError) else f"error: {error}", err=True)
         sys.exit(2)

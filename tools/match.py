@@ -11,6 +11,7 @@ import click
 if TYPE_CHECKING:
     import numpy as np
 
+PICTURES = (".png", ".jpg", ".pdf", ".svg")
 COLUMNS = ("x1", "y1", "x2", "y2", "distance")
 
 
@@ -18,7 +19,7 @@ COLUMNS = ("x1", "y1", "x2", "y2", "distance")
 @click.argument("image1", type=click.Path(exists=True, dir_okay=False))
 @click.argument("image2", type=click.Path(exists=True, dir_okay=False))
 @click.option("--net", "spec", required=True, type=click.Path(), help="Spec with a match_param.")
-@click.option("--weights", type=click.Path(exists=True, dir_okay=False), help="Trained weights.")
+@click.option("--weights", required=True, type=click.Path(exists=True, dir_okay=False))
 @click.option("--points", type=click.Path(exists=True, dir_okay=False), help="CSV with columns x1,y1.")
 @click.option("--out", required=True, type=click.Path(dir_okay=False), help="Where the matches go.")
 @click.option("--plot", type=click.Path(dir_okay=False), help="A picture of the matches.")
@@ -26,7 +27,7 @@ def command(
     image1: str,
     image2: str,
     spec: str,
-    weights: str | None,
+    weights: str,
     points: str | None,
     out: str,
     plot: str | None,
@@ -43,6 +44,10 @@ def command(
     import numpy as np
     from cortado.nets.matching import Matcher
 
+    if not Path(out).absolute().parent.is_dir():
+        raise click.BadParameter(f"--out: no folder {Path(out).parent}")
+    if plot and Path(plot).suffix.lower() not in PICTURES:
+        raise click.BadParameter(f"--plot: expected a file ending in {', '.join(PICTURES)}, got {plot}")
     first, second = open_image(image1), open_image(image2)
     matcher = Matcher(spec, weights)
     queries = matcher.grid(first) if points is None else read_points(points, first)
@@ -72,7 +77,7 @@ def read_points(path: str, image: np.ndarray) -> np.ndarray:
     import numpy as np
 
     points = []
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         if not {"x1", "y1"} <= set(reader.fieldnames or ()):
             raise click.BadParameter(f"{path}:1: expected columns x1,y1, got {reader.fieldnames}")
@@ -86,7 +91,9 @@ def read_points(path: str, image: np.ndarray) -> np.ndarray:
                 size = f"{image.shape[1]} x {image.shape[0]}"
                 raise click.BadParameter(f"{path}:{reader.line_num}: outside the {size} image")
             points.append(point)
-    return np.array(points, dtype=float).reshape(-1, 2)
+    if not points:
+        raise click.BadParameter(f"{path} has no points")
+    return np.array(points, dtype=float)
 
 
 def write_matches(path: str, rows: np.ndarray) -> None:

@@ -18,6 +18,8 @@ def command(
 ) -> None:
     """Train the net of SOLVER, a spec with Caffe's solver fields, and save its weights.
 
+    Displays, tests and snapshots are those the spec asks for.
+
     \b
     cortado train my_solver.yaml --weights pretrained.safetensors --out my_net.safetensors
     """
@@ -26,13 +28,16 @@ def command(
 
     from .progress import training
 
-    run = Solver(solver, weights=weights)
+    run = Solver(solver, weights=weights, log=click.echo)
+    if run.report:
+        click.echo(str(run.report))
     if snapshot:
         run.restore(snapshot)
     count = iterations or run.params.max_iter - run.iter
     if count <= 0:
         raise click.UsageError(f"nothing to do: iteration {run.iter} of {run.params.max_iter}")
     training(run, count, label=Path(solver).stem)
+    run.finish()
     target = out or f"{run.net.graph.name or Path(solver).stem}.safetensors"
     save(run.net, target)
     click.echo(f"weights written to {target}")

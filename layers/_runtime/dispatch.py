@@ -22,7 +22,7 @@ _noted = False
 
 @contextmanager
 def impl(name: str) -> Iterator[None]:
-    """Force the path of every cortado layer within the block: ``"torch"`` or ``"cuda"``.
+    """Force the path of the layers that have kernels within the block: ``"torch"`` or ``"cuda"``.
 
     It holds for the whole process, backward's threads included.
     """

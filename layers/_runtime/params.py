@@ -7,11 +7,13 @@ The spec's ``<type>_param`` block binds to the layer's ``Params`` by these decla
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 Member = TypeVar("Member", bound=Enum)
+P = TypeVar("P")
 
 
 def param(
@@ -34,6 +36,28 @@ def param(
     if factory is not None:
         return dataclasses.field(default_factory=factory, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def valid(params: P) -> P:
+    """The same parameters; raises ValueError for one out of the range its field declares.
+
+    A spec's values are held to the ranges when they are bound; this is for functional forms.
+    """
+    for field in dataclasses.fields(cast(Any, params)):
+        value = getattr(params, field.name)
+        for bound, word, fits in _BOUNDS:
+            limit = field.metadata.get(bound)
+            for x in value if isinstance(value, tuple) else (value,):
+                if limit is not None and x is not None and not fits(x, limit):
+                    raise ValueError(f"{field.name}: expected {word} {limit:g}, got {x}")
+    return params
+
+
+_BOUNDS = (
+    ("low", "at least", operator.ge),
+    ("high", "at most", operator.le),
+    ("above", "above", operator.gt),
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import skimage.data
 import skimage.io
+import torch
+from cortado.nets.net import Net
 from cortado.nets.specs import path
+from cortado.nets.weights import save
 from cortado.tools.cli import COMMANDS, main
 
 TINY = """
@@ -37,6 +40,7 @@ layer:
 match_param: {image: [image1, image2], feature: [feature1, feature2], downsampling_factor: 4}
 """
 MATCH = ("match", "a.png", "b.png", "--net", "tiny.yaml")
+WEIGHTS = ("--weights", "tiny.safetensors")
 SOLVER = "net: tiny.yaml\ntype: Adam\nbase_lr: 0.01\nmomentum: 0.9\nmax_iter: 3\nrandom_seed: 1\n"
 
 
@@ -128,17 +132,8 @@ def test_train_then_match(folder, capfd):
 
 def test_match_at_given_points(folder, capfd):
     (folder / "points.csv").write_text("name,x1,y1\nfirst,60,60\nsecond,80.5,40\n")
-    arguments = [
-        "match",
-        "a.png",
-        "b.png",
-        "--net",
-        "tiny.yaml",
-        "--points",
-        "points.csv",
-        "--out",
-        "m.csv",
-    ]
+    save(Net("tiny.yaml", stages=("deploy",), seed=1), "tiny.safetensors")
+    arguments = [*MATCH, *WEIGHTS, "--points", "points.csv", "--out", "m.csv"]
     assert run(capfd, *arguments)[0] == 0
     with open("m.csv") as file:
         rows = list(csv.DictReader(file))
@@ -156,17 +151,8 @@ def test_match_at_given_points(folder, capfd):
 )
 def test_match_refuses_bad_points(folder, capfd, points, message):
     (folder / "points.csv").write_text(points)
-    arguments = [
-        "match",
-        "a.png",
-        "b.png",
-        "--net",
-        "tiny.yaml",
-        "--points",
-        "points.csv",
-        "--out",
-        "m.csv",
-    ]
+    save(Net("tiny.yaml", stages=("deploy",), seed=1), "tiny.safetensors")
+    arguments = [*MATCH, *WEIGHTS, "--points", "points.csv", "--out", "m.csv"]
     code, _, err = run(capfd, *arguments)
     assert code == 2
     assert message in err
@@ -174,13 +160,45 @@ def test_match_refuses_bad_points(folder, capfd, points, message):
 
 
 def test_match_refuses_what_is_no_image_and_a_net_that_does_not_match(folder, capfd):
-    code, _, err = run(capfd, "match", "tiny.yaml", "b.png", "--net", "tiny.yaml", "--out", "m.csv")
+    save(Net("tiny.yaml", stages=("deploy",), seed=1), "tiny.safetensors")
+    code, _, err = run(capfd, "match", "tiny.yaml", *MATCH[2:], *WEIGHTS, "--out", "m.csv")
     assert code == 2
     assert "is not an image" in err
     (folder / "plain.yaml").write_text(TINY.split("match_param")[0])
-    code, _, err = run(capfd, "match", "a.png", "b.png", "--net", "plain.yaml", "--out", "m.csv")
+    code, _, err = run(capfd, *MATCH[:4], "plain.yaml", *WEIGHTS, "--out", "m.csv")
     assert code == 2
     assert "matching needs a match_param" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "solver.yaml", "--weights", "broken.safetensors"), "not a file of weights"),
+        (("train", "solver.yaml", "--weights", "a.png"), "weights are read from .caffemodel"),
+        (("train", "solver.yaml", "--snapshot", "other.pth"), "is not a solver's state"),
+        ((*MATCH, "--weights", "other.pth", "--out", "m.csv"), "do not fill the net"),
+        ((*MATCH, "--weights", "other.pth", "--out", "no/m.csv"), "no folder no"),
+        ((*MATCH, "--weights", "other.pth", "--out", "m.csv", "--plot", "m.foo"), "--plot: expected"),
+        (("check", "tiny.yaml", "--plugin", "a.png"), "a.png"),
+    ],
+)
+def test_what_a_user_gets_wrong(folder, capfd, arguments, message):
+    (folder / "broken.safetensors").write_bytes(b"\x09\0\0\0\0\0\0\0nonsense")
+    torch.save({"layers.other.weight": torch.ones(2)}, "other.pth")
+    code, _, err = run(capfd, *arguments)
+    assert code == 2
+    assert message in err
+    assert not (folder / "m.csv").exists()
+
+
+def test_train_displays_tests_and_snapshots_as_the_solver_says(folder, capfd):
+    more = "display: 1\ntest_iter: 1\ntest_interval: 2\nsnapshot_prefix: run\n"
+    (folder / "solver.yaml").write_text(SOLVER + more)
+    code, out, _ = run(capfd, "train", "solver.yaml", "--iterations", "2")
+    assert code == 0
+    for text in ("0, loss", "1, loss", "2, test loss", "2, snapshot"):
+        assert f"iteration {text}" in out
+    assert (folder / "run_iter_2.solverstate").exists()
 
 
 def test_a_shipped_spec_is_found_by_name():
