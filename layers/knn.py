@@ -552,10 +552,19 @@ class KNN(Layer):
             return Sample(params, (*features, *numbers), differentiable, name=name)
 
         def alike(
-            name: str, query: Shape, reference: Shape, k: int, every: int = 0, radius: float = 0.0
+            name: str,
+            query: Shape,
+            reference: Shape,
+            k: int,
+            near: int = 0,
+            every: int = 0,
+            radius: float = 0.0,
         ) -> Sample:
-            """Normal features, ``every`` second one the same, or in two clusters of that radius."""
+            """Normal features: so many near each query, each such one the same, in two clusters."""
             q, x = (torch.from_numpy(rng.standard_normal(shape)) for shape in (query, reference))
+            if near:
+                own = rng.permutation(reference[2])[: near * query[2]]
+                x[:, :, own] = 0.1 * x[:, :, own] + q.repeat(1, 1, near)
             if every:
                 x[:, :, ::every] = x[:, :, :1]
                 q[:, :, ::every] = x[:, :, :1] + 0.01 * q[:, :, ::every]
@@ -580,7 +589,7 @@ class KNN(Layer):
             sample("few references", (2, 2, 3), (2, 2, 7), [3, 2], [7, 2], k=3, use_all_ref=False),
             sample("two blocks of queries", (1, 1, 34), (1, 1, 4)),
             sample("two tiles of queries", (1, 2, 130), (1, 2, 3), differentiable=()),
-            alike("two slices", (1, 12, 4), (1, 12, 270), k=5),
+            alike("two slices", (1, 12, 3), (1, 12, 270), k=2, near=8),
             sample("many neighbours", (2, 16, 2), (2, 16, 70), [1, 2], k=34),
             alike("duplicates", (2, 3, 2), (2, 3, 40), k=2, every=2),
             alike("two far clusters", (1, 3, 3), (1, 3, 60), k=2, radius=1e-4),
