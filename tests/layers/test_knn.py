@@ -121,7 +121,7 @@ def test_exact(kind, k):
 @kinds
 def test_kernels_are_exact(kind):
     generator = torch.Generator().manual_seed(0)
-    for n, channels, p, r, k in ((1, 9, 7, 140, 1), (2, 3, 9, 40, 3), (1, 4, 5, 17, 17)):
+    for n, channels, p, r, k in ((1, 5, 4, 40, 1), (1, 3, 3, 17, 17)):
         query, reference = features(kind, n, channels, p, r, generator)
         with cuda_host.on_host("random"):
             found = knn(query, reference, k)
