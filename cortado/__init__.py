@@ -25,7 +25,7 @@ _NAMES = {
     "register": "layers._runtime.registry",
     "Layer": "layers._runtime.layer",
 }
-__all__ = [*_NAMES, "functional"]
+__all__ = [*_NAMES, "functional", "gradcheck"]
 
 
 def __getattr__(name: str) -> Any:
@@ -33,6 +33,8 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(f"cortado.{_NAMES[name]}"), name)
     if name in ("functional", "layers", "nets", "prototxt_like", "tools"):
         return importlib.import_module(f"cortado.{name}")
+    if name == "gradcheck":
+        return importlib.import_module("cortado.tools.gradcheck")
     raise AttributeError(f"module 'cortado' has no attribute {name!r}")
 
 

@@ -111,7 +111,7 @@ class _Slot:
 
     def value(self, value: Scalar | Message) -> Any:
         if isinstance(value, Message) != dataclasses.is_dataclass(self.type):
-            raise SpecError(f"expected {self.kind}, got {describe(value)}", value.span)
+            raise SpecError(f"{self.name}: expected {self.kind}, got {describe(value)}", value.span)
         if isinstance(value, Message):
             return bind(self.type, value, what=self.name)
         if members := _members(self.type):
@@ -119,9 +119,9 @@ class _Slot:
                 return members[value.text]
             hint = did_you_mean(value.text, members)
             raise SpecError(f'{self.name} has no value "{value.text}"', value.span, hint)
-        found = _READERS[self.type](value)
+        found = READERS[self.type](value)
         if found is None:
-            raise SpecError(f"expected {self.kind}, got {describe(value)}", value.span)
+            raise SpecError(f"{self.name}: expected {self.kind}, got {describe(value)}", value.span)
         for words, fits, limit in self.bounds:
             if not fits(found, limit):
                 bound = f"{words} {limit:.12g}"
@@ -140,7 +140,7 @@ def _slot(field: dataclasses.Field[Any], hint: Any) -> _Slot:
         (hint,) = (arm for arm in typing.get_args(hint) if arm is not types.NoneType)
     repeated = typing.get_origin(hint) is tuple
     type = typing.get_args(hint)[0] if repeated else hint
-    if not (type in _READERS or dataclasses.is_dataclass(type) or _members(type)):
+    if not (type in READERS or dataclasses.is_dataclass(type) or _members(type)):
         raise TypeError(f"no spec can fill the field {field.name}: {hint}")
     limits = {name: field.metadata.get(name) for name in _BOUNDS}
     return _Slot(
@@ -194,7 +194,7 @@ def _str(scalar: Scalar) -> str | None:
     return scalar.text if scalar.text or scalar.quoted else None
 
 
-_READERS: dict[type, Callable[[Scalar], int | float | bool | str | None]] = {
+READERS: dict[type, Callable[[Scalar], int | float | bool | str | None]] = {
     int: _int,
     float: _float,
     bool: _bool,

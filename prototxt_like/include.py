@@ -1,18 +1,24 @@
-"""Reading a spec from its file, whatever its notation, and the files it includes.
+"""Reading a spec from its file, whatever its notation or age, and the files it includes.
 
 A ``layer`` entry that says nothing but ``include: other.yaml`` stands for the ``layer`` entries of
 that file, named relative to the file that includes it, in a net's list and in a Siamese trunk's.
 They keep the places they have in their own file.
+
+Caffe's old forms are read as today's (:mod:`~.upgrade`); the logger ``cortado.prototxt_like`` says so.
 """
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from . import prototxt, yaml_spec
 from .message import Field, Message, Scalar
+from .quotes import from_prototxt
 from .source import Errors, Source, SpecError
+from .upgrade import Note, upgrade
 
+LOGGER = logging.getLogger("cortado.prototxt_like")
 MAX_INCLUDED = 64  # files, each counted as often as it is included
 
 _PARSERS = {"yaml": yaml_spec.parse, "prototxt": prototxt.parse}
@@ -43,12 +49,24 @@ class _Reader:
 
     def __init__(self) -> None:
         self.errors = Errors()
+        self.notes: list[Note] = []
         self.included = 0
 
     def spec(self, source: Source, notation: str, within: tuple[Path, ...]) -> Message:
-        message = _PARSERS[notation](source)
-        self.resolve(message, within)
+        message = self.read(source, notation, within)
         self.errors.check()
+        for note in self.notes:
+            LOGGER.warning("%s", note)
+        return message
+
+    def read(self, source: Source, notation: str, within: tuple[Path, ...]) -> Message:
+        message = _PARSERS[notation](source)
+        before = len(self.errors.found)
+        if notation == "prototxt":
+            message = self.errors.attempt(from_prototxt, message) or message
+        if len(self.errors.found) == before:
+            self.notes += self.errors.attempt(upgrade, message) or []
+        self.resolve(message, within)
         return message
 
     def resolve(self, message: Message, within: tuple[Path, ...]) -> None:
@@ -77,9 +95,7 @@ class _Reader:
         self.included += 1
         if self.included > MAX_INCLUDED:
             raise SpecError(f"more than {MAX_INCLUDED} files are included", name.span)
-        message = _PARSERS[_notation(path)](source)
-        self.resolve(message, (*within, path.resolve()))
-        return message
+        return self.read(source, _notation(path), (*within, path.resolve()))
 
 
 def _included(entry: Message) -> Scalar | None:

@@ -1,14 +1,17 @@
-"""Protobuf's text format to a message tree.
+"""Protobuf's text format to a message tree, and back.
 
 Schema-free, and as strict as protobuf's own reader: ``name: value``, ``name { ... }`` (or
 ``< ... >``, or with a colon), ``name: [a, b]``, adjacent strings with C's escapes, ``#`` comments,
-``,`` or ``;`` after a field. Numbers and names stay the texts they are.
+``,`` or ``;`` after a field, names in brackets (``[extension.name]``), which may have ``.``, ``/``,
+``+`` and ``-``. Numbers and names stay the texts they are, but for octal numbers, which become
+hexadecimal: other notations read 010 as ten.
 """
 
 from __future__ import annotations
 
 import re
 from bisect import bisect_right
+from collections.abc import Iterator
 
 from .message import Field, Message, Scalar
 from .source import MAX_DEPTH, Source, Span, SpecError
@@ -17,9 +20,11 @@ _BLANK = re.compile(r"(?:[ \t\n\f\v]++|#[^\n]*+)*+")
 _WORD = re.compile(r"[\w./+-]+", re.ASCII)  # whatever could be meant as one name or number
 _NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _NUMBER = re.compile(
-    r"-?(?:0[xX][0-9a-fA-F]+|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?[fF]?)"
+    r"-?(?:0[xX][0-9a-fA-F]+|0[0-7]+|"
+    r"(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?[fF]?)"
     r"|-(?i:inf|infinity|nan)"
 )
+_OCTAL = re.compile(r"(-?)0([0-7]+)")
 _STRING = {
     '"': re.compile(r'"((?:[^"\\\n]++|\\[^\n])*+)"'),
     "'": re.compile(r"'((?:[^'\\\n]++|\\[^\n])*+)'"),
@@ -29,6 +34,11 @@ _ESCAPE = re.compile(
     r"|(?:u(?P<short>[0-9a-fA-F]{4})|U(?P<long>[0-9a-fA-F]{8}))|(?P<letter>.))"
 )
 _LETTERS = dict(zip("abfnrtv\\'\"?", b"\a\b\f\n\r\t\v\\'\"?", strict=True))
+_ESCAPED = re.compile(r'[\x00-\x1f\x7f"\\]')
+_SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t", '"': r"\"", "\\": r"\\"}
+_YAMLS_NUMBER = re.compile(
+    r"\+?(?P<positive>\.?\d.*)|(?P<sign>[-+]?)\.?(?P<special>inf|infinity|nan)", re.IGNORECASE
+)
 _CLOSING = {"{": "}", "<": ">"}
 
 
@@ -98,6 +108,12 @@ class _Parser:
             self.take(",;")
 
     def name(self) -> str:
+        span = self.span()
+        if self.take("["):
+            name = self.word()
+            if not name or not self.take("]"):
+                raise self.expected('"]"' if name else "a name", f'the "[" of {span} is not closed')
+            return name
         found = _WORD.match(self.text, self.pos)
         if not (found and _NAME.fullmatch(found[0])):
             raise self.expected("a field's name")
@@ -142,6 +158,8 @@ class _Parser:
             raise self.expected(f'a value of "{name}"')
         if not (_NAME.fullmatch(text) or _NUMBER.fullmatch(text)):
             raise SpecError(f'"{text}" is neither a number nor a name', span, "strings stand in quotes")
+        if octal := _OCTAL.fullmatch(text):
+            text = f"{octal[1]}{int(octal[2], 8):#x}"
         return Scalar(text, span)
 
     def string(self) -> Scalar:
@@ -181,3 +199,58 @@ def _unescaped(escape: re.Match[str]) -> bytes:
     if kind in ("octal", "byte"):
         return bytes([int(digits, 8 if kind == "octal" else 16)])
     return chr(int(digits, 16)).encode("utf-8")
+
+
+WIDTH = 88  # a block is written on one line if that fits
+
+
+def dump(message: Message) -> str:
+    """Write a tree as prototxt, in protobuf's own spelling; ``parse`` gives the same tree back.
+
+    What YAML writes without quotes and prototxt cannot (``train.txt``) is put in quotes; numbers in
+    YAML's spelling (``+3``, ``.inf``) lose it. Raises :class:`SpecError` for a field without a value,
+    and for a field's name that prototxt cannot write.
+    """
+    return "".join(f"{line}\n" for line in _lines(message, ""))
+
+
+def _lines(message: Message, indent: str) -> Iterator[str]:
+    for field in message:
+        line = indent + _on_one_line(field)
+        if isinstance(field.value, Scalar) or (field.name != "layer" and len(line) <= WIDTH):
+            yield line
+        else:
+            yield f"{indent}{_name(field)} {{"
+            yield from _lines(field.value, indent + "  ")
+            yield indent + "}"
+
+
+def _on_one_line(field: Field) -> str:
+    if isinstance(field.value, Message):
+        return " ".join([_name(field), "{", *map(_on_one_line, field.value), "}"])
+    return f"{_name(field)}: {_value(field.value, field.name)}"
+
+
+def _name(field: Field) -> str:
+    if _NAME.fullmatch(field.name):
+        return field.name
+    if _WORD.fullmatch(field.name):
+        return f"[{field.name}]"
+    raise SpecError(f'prototxt cannot name a field "{field.name}"', field.span)
+
+
+def _value(scalar: Scalar, name: str) -> str:
+    text = scalar.text
+    if not scalar.quoted:
+        if not text:
+            raise SpecError(f'prototxt cannot write "{name}" without a value', scalar.span)
+        if found := _YAMLS_NUMBER.fullmatch(text):
+            text = found["positive"] or found["sign"].strip("+") + found["special"]
+        plain = _NAME.fullmatch(text) or _NUMBER.fullmatch(text)
+        if plain and not _OCTAL.fullmatch(text):
+            return text
+    return f'"{_ESCAPED.sub(_escape, scalar.text)}"'
+
+
+def _escape(found: re.Match[str]) -> str:
+    return _SHORT.get(found[0]) or f"\\{ord(found[0]):03o}"

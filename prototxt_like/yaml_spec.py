@@ -117,12 +117,15 @@ class _Reader:
 
     def sequence(self, depth: int) -> list[Node]:
         items: list[Node] = []
+        lists: list[Span] = []
         while not isinstance(event := self.next(), yaml.SequenceEndEvent):
             item = self.node(event, depth + 1)
             if isinstance(item, list):
-                self.errors.add("a list cannot hold a list", self.span(event))
+                lists.append(self.span(event))
             else:
                 items.append(item)
+        if lists:
+            self.errors.add("a list cannot hold a list", lists[0])
         return items
 
     def mapping(self, span: Span, depth: int) -> Message:

@@ -10,7 +10,19 @@ import click
 
 import cortado
 
-COMMANDS = ("check", "demo", "kernels", "match", "train")
+COMMANDS = (
+    "check",
+    "convert",
+    "demo",
+    "demo_scnet",
+    "device_query",
+    "gradcheck",
+    "kernels",
+    "match",
+    "test",
+    "time",
+    "train",
+)
 
 
 class Commands(click.Group):
@@ -49,9 +61,11 @@ def main(args: list[str] | None = None) -> Any:
     """Run a command; a user's mistake prints its message and exits with 2."""
     from cortado.prototxt_like.source import SpecError
 
+    from .options import modern
+
     try:
-        return cli(args=args, prog_name="cortado")
-    except (SpecError, LookupError, OSError, ValueError) as error:
+        return cli(args=modern(sys.argv[1:] if args is None else args), prog_name="cortado")
+    except (SpecError, LookupError, OSError, ValueError, FloatingPointError) as error:
         if isinstance(error, (KeyError, IndexError)):
             raise  # a mistake of ours, not the user's
         click.echo(str(error) if isinstance(error, SpecError) else f"error: {error}", err=True)

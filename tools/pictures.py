@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def draw_matches(
@@ -25,25 +30,81 @@ def draw_matches(
     error: pixels [P]; a match is green where it is at most ``limit`` and red beyond, with the error
     written at its end. Without it lines are coloured by place.
     """
+    figure, axes, right = _side_by_side(image1, image2, title)
+    for i in np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)):
+        x1, y1, x2, y2 = rows[i, :4]
+        color = _color(None if error is None else float(error[i]), y1 / max(1, image1.shape[0]), limit)
+        axes.plot([x1, x2 + right], [y1, y2], "-o", color=color, lw=0.8, ms=2.5)
+        if error is not None and error[i] > limit:
+            axes.text(x2 + right + 3, y2, f"{error[i]:.0f}", color=color, fontsize=7)
+    figure.savefig(path)
+
+
+def draw_regions(
+    path: str | Path,
+    image1: np.ndarray,
+    image2: np.ndarray,
+    boxes1: np.ndarray,
+    boxes2: np.ndarray,
+    overlap: np.ndarray,
+    *,
+    limit: float = 0.5,
+    most: int = 12,
+    title: str = "",
+) -> None:
+    """Save two images side by side with matched regions [K, 4], (x1, y1, x2, y2) in pixels.
+
+    At most ``most`` are drawn, evenly chosen; a match is green where its ``overlap`` [K] with the
+    true match is above ``limit``, else red, with the overlap written at its end.
+    """
+    from matplotlib.patches import Rectangle
+
+    figure, axes, right = _side_by_side(image1, image2, title)
+    for i in np.unique(np.linspace(0, len(boxes1) - 1, min(most, len(boxes1))).astype(int)):
+        color = "#22cc44" if overlap[i] > limit else "#ee2233"
+        for (x1, y1, x2, y2), shift in ((boxes1[i], 0), (boxes2[i], right)):
+            corner, size = (x1 + shift - 0.5, y1 - 0.5), (x2 - x1 + 1, y2 - y1 + 1)
+            axes.add_patch(Rectangle(corner, *size, fill=False, color=color, lw=1))
+        (x1, y1), (x2, y2) = ((box[:2] + box[2:]) / 2 for box in (boxes1[i], boxes2[i]))
+        axes.plot([x1, x2 + right], [y1, y2], "-", color=color, lw=0.5)
+        axes.text(x2 + right, y2, f"{overlap[i]:.2f}", color=color, fontsize=7)
+    figure.savefig(path)
+
+
+def _side_by_side(
+    image1: np.ndarray, image2: np.ndarray, title: str, gap: int = 8
+) -> tuple[Figure, Axes, int]:
+    """A figure of two images, its axes, and where the second image begins."""
     from matplotlib.figure import Figure
 
-    gap = 8
-    width = image1.shape[1] + gap + image2.shape[1]
-    height = max(image1.shape[0], image2.shape[0])
+    right = image1.shape[1] + gap
+    width, height = right + image2.shape[1], max(image1.shape[0], image2.shape[0])
     canvas = np.full((height, width, 3), 255, np.uint8)
     canvas[: image1.shape[0], : image1.shape[1]] = image1
-    canvas[: image2.shape[0], image1.shape[1] + gap :] = image2
-    figure = Figure(figsize=(width / 100, height / 100 + 0.4), dpi=100, layout="constrained")
+    canvas[: image2.shape[0], right:] = image2
+    zoom = max(1.0, 800 / width)  # titles and numbers stay readable
+    size = (width * zoom / 100, height * zoom / 100 + 0.4)
+    figure = Figure(figsize=size, dpi=100, layout="constrained")
     axes = figure.subplots()
     axes.imshow(canvas)
     axes.set_axis_off()
     axes.set_title(title)
-    for i in np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)):
-        x1, y1, x2, y2 = rows[i, :4]
-        color = _color(None if error is None else float(error[i]), y1 / max(1, image1.shape[0]), limit)
-        axes.plot([x1, x2 + image1.shape[1] + gap], [y1, y2], "-o", color=color, lw=0.8, ms=2.5)
-        if error is not None and error[i] > limit:
-            axes.text(x2 + image1.shape[1] + gap + 3, y2, f"{error[i]:.0f}", color=color, fontsize=7)
+    return figure, axes, right
+
+
+def draw_curves(path: str | Path, curves: Mapping[str, Sequence[float]], x: str, y: str) -> None:
+    """Save curves over 0..1, one value a step, each with the area under it in the legend."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 5), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    for name, curve in curves.items():
+        place = np.linspace(0, 1, len(curve))
+        area = (np.sum(curve) - (curve[0] + curve[-1]) / 2) / (len(curve) - 1)
+        axes.plot(place, curve, label=f"{name} [{area:.3f}]")
+    axes.set(xlabel=x, ylabel=y)
+    axes.grid(alpha=0.3)
+    axes.legend()
     figure.savefig(path)
 
 

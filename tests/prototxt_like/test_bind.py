@@ -124,7 +124,7 @@ def test_integers(text: str, value: int) -> None:
     "text", ["1.0", "1e3", "010", "1_000", "0o7", "true", "~", "''", "٣", "0x", "{}"]
 )
 def test_what_is_no_integer(text: str) -> None:
-    with pytest.raises(SpecError, match="expected an integer, got "):
+    with pytest.raises(SpecError, match="i: expected an integer, got "):
         bind(One, loads(f"i: {text}"))
 
 
@@ -165,7 +165,7 @@ def test_nan() -> None:
 
 @pytest.mark.parametrize("text", ["0x10", "1e", "one", "12:30", "1_0.0", "1,5", "'1'", "", "true"])
 def test_what_is_no_number(text: str) -> None:
-    with pytest.raises(SpecError, match="expected a number, got "):
+    with pytest.raises(SpecError, match="f: expected a number, got "):
         bind(One, loads(f"f: {text}"))
 
 
@@ -181,7 +181,7 @@ def test_false(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["no", "yes", "TRUE", "on", "2", "'true'", ""])
 def test_what_is_neither(text: str) -> None:
-    with pytest.raises(SpecError, match="expected true or false, got "):
+    with pytest.raises(SpecError, match="b: expected true or false, got "):
         bind(One, loads(f"b: {text}"))
 
 
@@ -193,7 +193,7 @@ net.yaml:2:1: error: Params has no parameter "kernal_size"
   did you mean "kernel_size"? accepted: axis, bias_term, down_sampling_factor, downsampling_factor, \
 engine, filler, fillers, kernel_size, mode, modes, name, num_output, ratio""",
     'num_output: "64"': """\
-net.yaml:1:13: error: expected an integer, got the string "64"
+net.yaml:1:13: error: num_output: expected an integer, got the string "64"
     num_output: "64"
                 ^""",
     "axis: 1": """\
@@ -223,19 +223,19 @@ net.yaml:2:10: error: filler has no parameter "vlaue"
              ^
   did you mean "value"? accepted: std, type, value""",
     "num_output: 1\nfiller: gaussian": """\
-net.yaml:2:9: error: expected a block, got gaussian
+net.yaml:2:9: error: filler: expected a block, got gaussian
     filler: gaussian
             ^""",
     "num_output: {a: 1}": """\
-net.yaml:1:13: error: expected an integer, got a block
+net.yaml:1:13: error: num_output: expected an integer, got a block
     num_output: {a: 1}
                 ^""",
     "num_output:": """\
-net.yaml:1:12: error: expected an integer, got nothing
+net.yaml:1:12: error: num_output: expected an integer, got nothing
     num_output:
                ^""",
     "num_output: 1\nname:": """\
-net.yaml:2:6: error: expected a string, got nothing
+net.yaml:2:6: error: name: expected a string, got nothing
     name:
          ^""",
     "num_output: 1\nmode: absolute": """\
@@ -244,7 +244,7 @@ net.yaml:2:7: error: mode has no value "absolute"
           ^
   did you mean "ABSOLUTE"? accepted: ABSOLUTE, RELATIVE""",
     "num_output: 1\nmode: {}": """\
-net.yaml:2:7: error: expected one of RELATIVE, ABSOLUTE, got a block
+net.yaml:2:7: error: mode: expected one of RELATIVE, ABSOLUTE, got a block
     mode: {}
           ^""",
     "num_output: [1, 2]": """\
@@ -260,10 +260,10 @@ net.yaml:1:1: error: Params: axis and num_output differ
     num_output: 2
     ^""",
     "ratio: x\nnum_output: y\nnam: z": """\
-net.yaml:1:8: error: expected a number, got x
+net.yaml:1:8: error: ratio: expected a number, got x
     ratio: x
            ^
-net.yaml:2:13: error: expected an integer, got y
+net.yaml:2:13: error: num_output: expected an integer, got y
     num_output: y
                 ^
 net.yaml:3:1: error: Params has no parameter "nam"

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cortado.prototxt_like import Message, SpecError, dump, load, loads
+from cortado.prototxt_like import Message, SpecError, dump, load, loads, prototxt
 from cortado.prototxt_like.message import Scalar, same
 from shared import SHARED, needs_shared
 
@@ -123,6 +123,9 @@ def test_every_prototxt_of_caffe_is_read() -> None:
     paths = sorted(SHARED.rglob("*.prototxt"))
     assert len(paths) > 300
     for path in paths:
+        if path.name == "solver_type_and_enum.prototxt":  # the old and the new form: Caffe aborts, too
+            continue
         tree = load(path)
+        assert same(tree, loads(prototxt.dump(tree), notation="prototxt"))
         if "caffe_vectors" not in path.parts:  # the others are small and alike
             assert dump(loads(dump(tree))) == dump(tree), path

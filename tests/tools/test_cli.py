@@ -1,6 +1,8 @@
 """The command line, as a person runs it: a small net trained, checked and used to match."""
 
 import csv
+import json
+import re
 
 import numpy as np
 import pytest
@@ -175,7 +177,7 @@ def test_match_refuses_what_is_no_image_and_a_net_that_does_not_match(folder, ca
     [
         (("train", "solver.yaml", "--weights", "broken.safetensors"), "not a file of weights"),
         (("train", "solver.yaml", "--weights", "a.png"), "weights are read from .caffemodel"),
-        (("train", "solver.yaml", "--snapshot", "other.pth"), "is not a solver's state"),
+        (("train", "solver.yaml", "--snapshot", "other.pth"), "not a solver's state"),
         ((*MATCH, "--weights", "other.pth", "--out", "m.csv"), "do not fill the net"),
         ((*MATCH, "--weights", "other.pth", "--out", "no/m.csv"), "no folder no"),
         ((*MATCH, "--weights", "other.pth", "--out", "m.csv", "--plot", "m.foo"), "--plot: expected"),
@@ -194,11 +196,65 @@ def test_what_a_user_gets_wrong(folder, capfd, arguments, message):
 def test_train_displays_tests_and_snapshots_as_the_solver_says(folder, capfd):
     more = "display: 1\ntest_iter: 1\ntest_interval: 2\nsnapshot_prefix: run\n"
     (folder / "solver.yaml").write_text(SOLVER + more)
-    code, out, _ = run(capfd, "train", "solver.yaml", "--iterations", "2")
+    code, out, _ = run(
+        *(capfd, "train", "-solver", "solver.yaml", "-iterations=2", "-sigint_effect", "none"),
+        *("--log", "run.log", "--json", "run.jsonl", "--tensorboard", "events"),
+    )
     assert code == 0
-    for text in ("0, loss", "1, loss", "2, test loss", "2, snapshot"):
-        assert f"iteration {text}" in out
+    for text in (
+        "Iteration 0, Testing net (#0)\n    Test net output #0: distance = ",
+        "Iteration 0, loss = ",
+        "Iteration 0, lr = 0.01\n",
+        "Snapshotting solver state to run_iter_2.solverstate\nIteration 2, Testing net (#0)\n",
+    ):
+        assert text in out
     assert (folder / "run_iter_2.solverstate").exists()
+    lines = (folder / "run.log").read_text().splitlines()
+    assert all(re.match(r"I\d{4} \d\d:\d\d:\d\d\.\d{6} +\d+ solver.py:1\] ", line) for line in lines)
+    assert [line.partition("] ")[2] for line in lines] == [
+        line for line in out.splitlines() if not line.startswith(("solver:", "weights written"))
+    ]
+    records = [json.loads(line) for line in (folder / "run.jsonl").read_text().splitlines()]
+    assert [(record["iteration"], "test" in record) for record in records] == [
+        (0, True),
+        (1, False),
+        (2, False),
+        (2, True),
+    ]
+    assert records[1].keys() == {"iteration", "loss", "lr", "seconds"}
+    assert list((folder / "events").iterdir())
+
+
+def test_test_averages_the_outputs(folder, capfd):
+    save(Net("tiny.yaml", "TEST", seed=1), "tiny.caffemodel")
+    arguments = ("test", "-model", "tiny.yaml", "-weights", "tiny.caffemodel", "-iterations", "2")
+    code, out, _ = run(capfd, *arguments)
+    assert code == 0
+    shown = [line.partition(" = ")[0] for line in out.splitlines()]
+    assert shown[:2] == ["Batch 0, loss", "Batch 1, loss"]
+    assert shown[2].startswith("Loss: ")
+    assert shown[-1] == "loss"
+    code, out, _ = run(capfd, *arguments, "--json")
+    assert json.loads(out)["loss"] == pytest.approx(json.loads(out)["outputs"]["loss"])
+    code, _, err = run(capfd, "test", "tiny.yaml", "--stage", "deploy")
+    assert (code, "it has no data to test on" in err) == (2, True)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(folder, capfd):
+    net = Net("tiny.yaml", "TRAIN", seed=1)
+    net.params["conv"][0].data[0] = float("nan")
+    save(net, "bad.pth")
+    code, _, err = run(capfd, "train", "solver.yaml", "--weights", "bad.pth")
+    assert code == 2
+    assert re.search(r'^error: iteration 0: the loss is nan; layer "conv" .*: parameter "weight"', err)
+    assert not list(folder.glob("*.safetensors"))
+
+
+def test_device_query(capfd):
+    code, out, _ = run(capfd, "device_query", "--json")
+    assert (code, len(json.loads(out))) == (0, torch.cuda.device_count())
+    code, out, _ = run(capfd, "device_query")
+    assert (code, f"torch {torch.__version__}" in out) == (0, True)
 
 
 def test_a_shipped_spec_is_found_by_name():

@@ -1,0 +1,98 @@
+"""Convert a net, a solver or weights to another notation."""
+
+from __future__ import annotations
+
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import python_layers, state_options
+
+SPECS = (".prototxt", ".yaml", ".yml")
+WEIGHTS = (".caffemodel", ".h5", ".safetensors", ".pth", ".pt")
+
+
+@click.command()
+@click.argument("source", type=click.Path(exists=True, dir_okay=False))
+@click.argument("target", type=click.Path(dir_okay=False))
+@click.option("--net", type=click.Path(), help="For weights: the net they belong to.")
+@state_options
+@python_layers
+def command(source: str, target: str, net: str | None, **options: Any) -> None:
+    """Write SOURCE as TARGET, in the notation of TARGET's suffix.
+
+    \b
+    cortado convert net.prototxt net.yaml
+    cortado convert old.prototxt new.prototxt       (today's layers for the old ones)
+    cortado convert --net deploy.prototxt net.caffemodel net.safetensors
+
+    Specs are .prototxt or .yaml. Files that the source includes are written out in their places, so
+    that TARGET stands alone; Siamese trunks stay as they are. Of the comments, only those at the head
+    of the file are kept. Nothing is imported or run.
+
+    Weights are .caffemodel, .h5, .safetensors or .pth (read besides: MatConvNet's .mat, torchvision's
+    .pth). They go through the --net that they belong to, whose every parameter the source must hold.
+    """
+    suffix = Path(target).suffix.lower()
+    if suffix in SPECS:
+        write_spec(source, target)
+    elif suffix in WEIGHTS:
+        if net is None:
+            raise click.UsageError("weights are converted with --net, the net they belong to")
+        write_weights(source, target, net, **options)
+    else:
+        raise click.UsageError(f"{target}: expected one of {', '.join((*SPECS, *WEIGHTS))}")
+
+
+def write_spec(source: str | Path, target: str | Path) -> None:
+    """Write the spec of a net or a solver in the notation of the target's suffix.
+
+    Raises :class:`~cortado.prototxt_like.source.SpecError` for mistakes in the source.
+    """
+    from cortado.prototxt_like import load
+    from cortado.prototxt_like.files import replace_file
+
+    message = load(source)
+    if Path(target).suffix.lower() == ".prototxt":
+        from cortado.prototxt_like import prototxt, quotes
+
+        body = prototxt.dump(quotes.for_prototxt(message))
+    else:
+        from cortado.prototxt_like import quotes, yaml_spec
+
+        body = yaml_spec.dump(quotes.for_yaml(message))
+    text = head(message.span.source.text) + body
+    replace_file(target, lambda beside: beside.write_text(text, encoding="utf-8"))
+
+
+def head(text: str) -> str:
+    """The comment that a file begins with."""
+    lines = takewhile(lambda line: line.startswith("#"), text.split("\n"))
+    return "".join(f"{line}\n" for line in lines)
+
+
+def write_weights(
+    source: str | Path,
+    target: str | Path,
+    net: str | Path,
+    *,
+    phase: str = "TEST",
+    level: int = 0,
+    stages: tuple[str, ...] = (),
+    allow_python_layers: bool = False,
+) -> None:
+    """Write a net's weights from one file to another, in the format of the target's suffix.
+
+    Raises ValueError where the source lacks parameters of the net, and what loading raises.
+    """
+    from cortado.nets.net import Net
+    from cortado.nets.weights import load, save
+
+    made = Net(net, phase, level=level, stages=stages, seed=0, allow_python_layers=allow_python_layers)
+    report = load(made, source)
+    if report.missing:
+        raise ValueError(f"{source} lacks layers of {net}: {', '.join(report.missing)}")
+    save(made, target)
+    click.echo(f"{report}; saved in {target}")

@@ -1,0 +1,79 @@
+"""What a run leaves behind: Caffe's log lines, JSON lines, TensorBoard's events."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import time
+from contextlib import ExitStack
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from cortado.nets.solver import Solver, Tensors
+
+
+class Records:
+    """Where a solver's messages and numbers go; each place is optional.
+
+    ``log``: a file of lines that Caffe's own scripts read (``parse_log.py``). ``lines``: one JSON
+    object an iteration (iteration, loss, lr, seconds since the start) and a test (iteration, test,
+    outputs). ``tensorboard``: a folder of events. Raises click.UsageError without the tensorboard
+    package, OSError for files that cannot be written.
+    """
+
+    def __init__(self, log: str | None, lines: str | None, tensorboard: str | None) -> None:
+        self.stack = ExitStack()
+        self.start = time.perf_counter()
+        self.file = self._open(log)
+        self.lines = self._open(lines)
+        self.events = _events(tensorboard) if tensorboard else None
+
+    def __enter__(self) -> Records:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.events:
+            self.events.close()
+        self.stack.close()
+
+    def _open(self, path: str | None) -> IO[str] | None:
+        return self.stack.enter_context(open(path, "a", encoding="utf-8")) if path else None
+
+    def log(self, line: str) -> None:
+        """A line of the log, shown as well."""
+        click.echo(line)
+        if self.file:
+            now = datetime.datetime.now()
+            print(f"I{now:%m%d %H:%M:%S.%f} {os.getpid():5d} solver.py:1] {line}", file=self.file)
+            self.file.flush()
+
+    def iteration(self, solver: Solver, loss: float) -> None:
+        if solver.is_root:
+            self._write(solver.iter, loss=loss, lr=solver.rate)
+
+    def test(self, solver: Solver, which: int, means: Tensors) -> None:
+        outputs = {name: mean.tolist() for name, mean in means.items()}
+        self._write(solver.iter, test=which, **outputs)
+
+    def _write(self, iteration: int, **values: Any) -> None:
+        if self.lines:
+            seconds = round(time.perf_counter() - self.start, 3)
+            print(json.dumps({"iteration": iteration, **values, "seconds": seconds}), file=self.lines)
+            self.lines.flush()
+        if self.events:
+            where = f"test {values.pop('test')}" if "test" in values else "train"
+            for name, value in values.items():
+                if isinstance(value, float):
+                    self.events.add_scalar(f"{where}/{name}", value, iteration)
+
+
+def _events(folder: str) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        text = "--tensorboard needs the tensorboard package: pip install tensorboard"
+        raise click.UsageError(text) from None
+    return SummaryWriter(folder)  # type: ignore[no-untyped-call]
