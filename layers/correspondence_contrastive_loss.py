@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ._runtime import autocast, cuda, geometry
+from ._runtime import autocast, cuda, geometry, parallel, tiles
 from ._runtime.checks import (
     BlobError,
     Shape,
@@ -91,6 +91,9 @@ class Tops(NamedTuple):
     positive_part: Tensor
     negative_part: Tensor
     positive_only_loss: Tensor
+
+
+COUNTED = ("loss", "positive_part", "negative_part")
 
 
 def infer(
@@ -185,11 +188,11 @@ def forward_cuda(
     n, channels, *size1 = feature1.shape
     size2, points = feature2.shape[2:], pairs.shape[1]
     rows = geometry.rows_pay(2 * points, math.prod(size1) + math.prod(size2))
-    maps = [geometry.to_rows(kernels, x) if rows else x.contiguous() for x in (feature1, feature2)]
+    maps = [tiles.to_rows(kernels, x) if rows else x.contiguous() for x in (feature1, feature2)]
     wide, flag = cuda.accumulator_dtype(feature1.dtype), value_flag(pairs)
     difference = feature1.new_empty(n, points, channels, dtype=wide)
     distance = difference.new_empty(n, points)
-    blocks = geometry.tiles(n, 1, points)
+    blocks = tiles.blocks(n, 1, points)
     sums = difference.new_empty(blocks, 4, dtype=torch.float64)
     kernels.launch(
         "contrastive_forward",
@@ -275,7 +278,7 @@ def backward_cuda(
             width=width,
             bilinear=params.bilinear_interpolation,
             sign=1 - 2 * i,
-            grid=geometry.tiles(n, channels, height * width),
+            grid=tiles.blocks(n, channels, height * width),
             block=threads,
         )
     return found[0], found[1]
@@ -378,7 +381,16 @@ def _tops(params: Params, feature1: Tensor, feature2: Tensor, pairs: Tensor) -> 
     if not (deferred(pairs) and use_cuda(feature1, pairs)):  # the kernels look at what they read
         expect_finite(pairs[..., :4], pairs=pairs)
         _expect_labels(pairs)
-    return Tops(*autocast.apply(Function, feature1, feature2, pairs, params)[:5])
+    return _balanced(Tops(*autocast.apply(Function, feature1, feature2, pairs, params)[:5]), pairs)
+
+
+def _balanced(tops: Tops, pairs: Tensor) -> Tops:
+    """The tops of a batch that several processes share, each with rows of its own."""
+    if parallel.place()[1] == 1:
+        return tops
+    parts = {name: parallel.balanced(getattr(tops, name), tops.num_pairs) for name in COUNTED}
+    only = parallel.balanced(tops.positive_only_loss, (pairs[..., 4] == 1).sum())
+    return tops._replace(**parts, positive_only_loss=only)
 
 
 def _expect_labels(pairs: Tensor) -> None:

@@ -48,6 +48,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._runtime import parallel
 from ._runtime.checks import (
     BlobError,
     Shape,
@@ -182,7 +183,10 @@ def _along_a_cycle(target: Tensor, true: Tensor, generator: torch.Generator | No
     """Each true row gets the target of the next in a random order, the last that of the first."""
     device = generator.device if generator else true.device
     pinned = true.is_cuda and device.type == "cpu"  # or the copy would wait for the device
-    keys = torch.rand(true.shape, generator=generator, device=device, pin_memory=pinned)
+    keys = parallel.own_rows(
+        tuple(true.shape),
+        lambda shape: torch.rand(shape, generator=generator, device=device, pin_memory=pinned),
+    )
     keys = keys.to(true.device, non_blocking=True)
     order = keys.masked_fill(~true, 2).argsort(dim=1)
     following = torch.arange(1, true.shape[1] + 1, device=true.device).expand_as(order)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ._runtime import autocast
+from ._runtime import autocast, parallel
 from ._runtime.checks import BlobError, Shape, expect_floating, expect_same_device
 from ._runtime.layer import Layer
 from ._runtime.params import param
@@ -109,7 +109,10 @@ def _loss(params: Params, scores: Tensor, label: Tensor) -> Tops:
     infer(params, tuple(scores.shape), tuple(label.shape))
     expect_floating(scores=scores)
     expect_same_device(scores=scores, label=label)
-    return Tops(*autocast.apply(Function, scores, label.detach(), params)[:3])
+    tops = Tops(*autocast.apply(Function, scores, label.detach(), params)[:3])
+    if parallel.place()[1] == 1:
+        return tops
+    return Tops(*(parallel.balanced(top, (label == 1).sum()) for top in tops))
 
 
 @register("RegionHingeLoss", bottoms=2, tops=(1, 3))

@@ -7,20 +7,26 @@ independent mistake at its place.
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import math
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
 from cortado.layers._runtime import registry
 from cortado.layers._runtime.checks import BlobError, Shape
 from cortado.layers._runtime.layer import Layer
+from cortado.prototxt_like import schema
 from cortado.prototxt_like.bind import bind
 from cortado.prototxt_like.message import Field, Message, Scalar
 from cortado.prototxt_like.source import Errors, Source, Span, SpecError, did_you_mean, together
 from cortado.prototxt_like.yaml_spec import parse
 from torch import nn
+from torch.nn.utils import parametrize
 
-from .graph import Graph, Node, ParamSpec, ShareMode, State, graph
+from .backward import Backward, plan
+from .graph import Graph, Node, ParamSpec, ShareMode, State, graph, with_splits
 from .siamese import param_name
 
 AUTOMATIC = "(automatic)"
@@ -54,6 +60,10 @@ class BuiltLayer:
     loss_weights: tuple[float, ...]
     parameters: int
     """Elements of the parameter blobs that this layer owns (shared ones count at their owner)."""
+    blobs: tuple[int, ...] = ()
+    """For each parameter blob, its index in :attr:`Built.learnable`."""
+    learns: tuple[bool, ...] = ()
+    """For each parameter blob, whether this layer's own lr_mult is not 0."""
 
 
 @dataclass
@@ -64,6 +74,8 @@ class Built:
     layers: list[BuiltLayer] = field(default_factory=list)
     shapes: dict[str, Shape] = field(default_factory=dict)
     learnable: list[LearnableBlob] = field(default_factory=list)
+    backward: list[Backward] = field(default_factory=list)
+    """What Caffe's backward pass does at each layer."""
 
     @property
     def parameters(self) -> int:
@@ -72,14 +84,25 @@ class Built:
 
 
 def build(
-    message: Message, state: State | None = None, generator: torch.Generator | None = None
+    message: Message,
+    state: State | None = None,
+    generator: torch.Generator | None = None,
+    *,
+    splits: bool = False,
+    allow_python_layers: bool = False,
 ) -> Built:
     """Build a net's layers for a state; fillers draw from ``generator``.
+
+    ``splits`` inserts Caffe's Split layers where a blob has several readers. A ``Python`` layer of
+    the user's own imports its module, which ``allow_python_layers`` must permit.
 
     Raises :class:`SpecError` with all independent mistakes of the spec, in order of place.
     """
     errors = Errors()
-    builder = _Builder(graph(message, state, errors), errors, generator)
+    wiring = graph(message, state, errors)
+    if splits and not errors.found:
+        wiring = with_splits(wiring)
+    builder = _Builder(wiring, errors, generator, allow_python_layers)
     builder.run()
     if errors.found:
         raise _sorted(errors.found)
@@ -101,6 +124,7 @@ class _Builder:
     graph: Graph
     errors: Errors
     generator: torch.Generator | None
+    allow_python_layers: bool
 
     def __post_init__(self) -> None:
         self.built = Built(self.graph)
@@ -121,59 +145,125 @@ class _Builder:
                 self.failed.add(node.name)
             except _ShapesUnknown:
                 self.failed.add(node.name)
-        for blob in self.blobs:
-            blob.parameter.requires_grad_(blob.learns or self.graph.force_backward)
         self.built.learnable = [blob.learnable() for blob in self.blobs]
+        self.built.backward = plan(self.built.layers, self.graph.force_backward)
+        _require_gradients(self.built)
 
     def add(self, node: Node) -> BuiltLayer:
-        type, fields = _python_layer(node)
-        entry = registry.find(type)
-        if entry is None:
-            hint = did_you_mean(type, registry.types(), "known")
-            raise SpecError(f'{node} has the unknown type "{type}"', node.where("type"), hint)
+        entry, fields = self.find(node)
         tops = (AUTOMATIC,) if entry.layer.is_loss and not node.tops else node.tops
         wrong = Errors()
         params = wrong.attempt(_bind_params, node, entry.layer, fields)
         wrong.attempt(_check_count, node, "bottom", node.bottoms, entry.bottoms)
         wrong.attempt(_check_count, node, "top", tops, entry.tops)
         weights = wrong.attempt(_loss_weights, node, entry.layer, tops)
+        wrong.attempt(_check_in_place, node, entry.layer)
         wrong.check()
         missing = [blob for blob in node.bottoms if blob not in self.built.shapes]
         if missing:
             raise _ShapesUnknown
         bottoms = tuple(self.built.shapes[blob] for blob in node.bottoms)
-        layer, shapes = _make(node, entry.layer, params, bottoms, tops, self.generator)
-        parameters = self.share(node, layer)
+        layer, shapes = self.make(node, entry.layer, params, bottoms, tops)
+        owners, learns = self.share(node, layer)
+        owned = sum(o.parameter.numel() for o in owners if o.node is node)
         self.built.shapes.update(zip(tops, shapes, strict=True))
-        return BuiltLayer(node, layer, tops, shapes, weights or (), parameters)
+        blobs = tuple(self.blobs.index(owner) for owner in owners)
+        return BuiltLayer(node, layer, tops, shapes, weights or (), owned, blobs, learns)
 
-    def share(self, node: Node, layer: Layer) -> int:
-        """Tie the layer's blobs to those of the same name; give the elements that it owns."""
-        specs = node.param_specs
-        if len(specs) > len(layer.blob_names):
-            found = f"{len(specs)} param blocks for {len(layer.blob_names)} parameter blobs"
-            raise SpecError(f"{node} has {found}", node.where("param", len(layer.blob_names)))
-        owned = 0
+    def find(self, node: Node) -> tuple[registry.Entry, list[Field] | None]:
+        """The node's registered type, and the fields of its param_str if it is a Python class that a
+        native layer stands for."""
+        if native := _python_layer(node):
+            return native
+        if node.type == "Python" and not self.allow_python_layers:
+            module = _python_field(node, "module")
+            raise SpecError(
+                f'{node} would run the Python module "{module}"',
+                node.where("type"),
+                "only with allow_python_layers=True (command line: --allow-python-layers)",
+            )
+        entry = registry.find(node.type)
+        if entry is None:
+            hint = did_you_mean(node.type, registry.types(), "known")
+            raise SpecError(f'{node} has the unknown type "{node.type}"', node.where("type"), hint)
+        return entry, None
+
+    def make(
+        self,
+        node: Node,
+        kind: type[Layer],
+        params: Any,
+        bottoms: tuple[Shape, ...],
+        tops: tuple[str, ...],
+    ) -> tuple[Layer, tuple[Shape, ...]]:
+        """The layer and its tops' shapes."""
+        static = isinstance(inspect.getattr_static(kind, "infer"), staticmethod)
+        try:
+            shapes = kind.infer(params, *bottoms) if static else ()
+            layer = kind(params, bottoms, self.generator)
+            layer.name, layer.bottoms, layer.tops = node.name, node.bottoms, tops
+            layer.train((node.message.text("phase") or self.graph.state.phase) == "TRAIN")
+            if not static and node.type != "Python":  # its file says its tops' shapes
+                shapes = layer.infer(params, *bottoms)
+        except BlobError as error:
+            text = error.named(blob_names(kind, node.bottoms))
+            raise SpecError(f"{node}: {text}", node.span) from None
+        except (ValueError, RuntimeError) as error:  # RuntimeError: torch cannot allocate the blobs
+            raise SpecError(f"{node}: {error}", node.span) from None
+        if not static and node.type == "Python":
+            shapes = _ask_python(node, layer, bottoms)
+        shapes = tuple(tuple(shape) for shape in shapes)
+        if kind.type_name == "Input" and len(shapes) == 1:
+            shapes *= len(tops)
+        if kind.type_name == "Input" and len(shapes) > len(tops):
+            count = f"{len(shapes)} shapes for {len(tops)} tops"
+            raise SpecError(f"{node} takes one shape, or one for each top, got {count}", node.span)
+        if len(shapes) < len(tops):
+            raise SpecError(
+                f"{node} ({node.type}) gives {len(shapes)} tops here, the spec names {len(tops)}",
+                node.where("top", len(shapes)),
+            )
+        return layer, shapes[: len(tops)]
+
+    def share(self, node: Node, layer: Layer) -> tuple[list[_Owner], tuple[bool, ...]]:
+        """Tie the layer's blobs to those of the same name; give each one's owner, and whether this
+        layer asks for its gradient."""
+        specs = _param_specs(node, layer)
+        owners = []
         for i, (attribute, parameter) in enumerate(zip(layer.blob_names, layer.blobs, strict=True)):
-            spec = specs[i] if i < len(specs) else ParamSpec()
+            spec = specs[i]
             trunk = node.twin_of or (node.name if node.name in self.twinned else "")
             name = spec.name or (param_name(trunk, i) if trunk else "")
             mine = _Owner(node, i, name, parameter, spec.lr_mult, spec.decay_mult)
             owner = self.owners.setdefault(name, mine) if name else mine
             if owner is mine:
                 self.blobs.append(mine)
-                owned += parameter.numel()
             else:
                 owner.take(mine, spec)
-                setattr(layer, attribute, owner.parameter)
-        return owned
+                tie(layer, attribute, owner.parameter)
+            owners.append(owner)
+        return owners, tuple(spec.lr_mult != 0 for spec in specs)
+
+
+def _param_specs(node: Node, layer: Layer) -> tuple[ParamSpec, ...]:
+    """One for each of the layer's parameter blobs; statistics don't learn."""
+    given, count = node.param_specs, len(layer.blob_names)
+    if len(given) > count:
+        found = f"{len(given)} param blocks for {count} parameter blobs"
+        raise SpecError(f"{node} has {found}", node.where("param", count))
+    for i, spec in enumerate(given):
+        if layer.statistics and spec.lr_mult != 0:
+            text = f"{node} ({node.type}) has statistics for parameter blobs: expected lr_mult: 0"
+            raise SpecError(text, node.where("param", i))
+    rest = ParamSpec(lr_mult=0.0) if layer.statistics else ParamSpec()
+    return given + (rest,) * (count - len(given))
 
 
 class _ShapesUnknown(Exception):
     """A layer above failed, so that this one's shapes can't be inferred."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Owner:
     node: Node
     index: int
@@ -181,10 +271,6 @@ class _Owner:
     parameter: nn.Parameter
     lr_mult: float | None
     decay_mult: float | None
-
-    @property
-    def learns(self) -> bool:
-        return self.lr_mult != 0
 
     def learnable(self) -> LearnableBlob:
         lr_mult, decay_mult = (1.0 if x is None else x for x in (self.lr_mult, self.decay_mult))
@@ -195,13 +281,14 @@ class _Owner:
         where = other.node.where("param", other.index)
         owner = f'layer "{self.node.name}" ({self.node.span.place})'
         mine, theirs = list(self.parameter.shape), list(other.parameter.shape)
-        if mine != theirs:
-            hint = "PERMISSIVE sharing of other shapes is not offered"
+        permissive, fits = spec.share_mode is ShareMode.PERMISSIVE, math.prod(mine) == math.prod(theirs)
+        if mine != theirs and not (permissive and fits):
+            hint = "share_mode: PERMISSIVE allows shapes of the same number of elements"
             raise SpecError(
                 f'{other.node} shares parameter "{self.name}" {mine} with {owner}, '
                 f"but its own shape is {theirs}",
                 where,
-                hint if spec.share_mode is ShareMode.PERMISSIVE else "",
+                hint if fits else "",
             )
         for key in ("lr_mult", "decay_mult"):
             given, known = getattr(other, key), getattr(self, key)
@@ -215,20 +302,83 @@ class _Owner:
                 setattr(self, key, given)
 
 
-def _python_layer(node: Node) -> tuple[str, list[Field] | None]:
-    """The native type that a ``type: "Python"`` layer stands for, and the fields of its param_str.
+def _ask_python(node: Node, layer: Layer, bottoms: tuple[Shape, ...]) -> tuple[Shape, ...]:
+    """The shapes that the user's own code says; an error of it passes as it is, with the place."""
+    try:
+        shapes: tuple[Shape, ...] = layer.infer(layer.params, *bottoms)
+    except Exception as error:
+        error.add_note(f"in {node} ({node.span.place})")
+        raise
+    return shapes
 
-    No Python is run: the class name is looked up among the layers' types and aliases.
-    """
+
+def tie(layer: Layer, attribute: str, owner: nn.Parameter) -> None:
+    """Make a layer's blob the owner's, which may have another shape (PERMISSIVE)."""
+    if parametrize.is_parametrized(layer, attribute):
+        getattr(layer.parametrizations, attribute).original = owner
+        return
+    shape = getattr(layer, attribute).shape
+    setattr(layer, attribute, owner)
+    if shape != owner.shape:
+        parametrize.register_parametrization(layer, attribute, _Shaped(shape), unsafe=True)
+
+
+class _Shaped(nn.Module):
+    """A shared parameter as one of its layers sees it."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, owner: torch.Tensor) -> torch.Tensor:
+        return owner.view(self.shape)
+
+
+class _Still(nn.Module):
+    """A shared parameter of a layer whose own lr_mult is 0."""
+
+    def forward(self, owner: torch.Tensor) -> torch.Tensor:
+        return owner.detach()
+
+
+def _require_gradients(built: Built) -> None:
+    """Gradients for the parameters that some layer asks for, and only from those layers."""
+    wanted = {
+        blob
+        for made, backward in zip(built.layers, built.backward, strict=True)
+        for blob, learns in zip(made.blobs, backward.params, strict=True)
+        if learns
+    }
+    for i, blob in enumerate(built.learnable):
+        blob.parameter.requires_grad_(i in wanted)
+    for made, backward in zip(built.layers, built.backward, strict=True):
+        for attribute, blob, learns in zip(
+            made.layer.blob_names, made.blobs, backward.params, strict=True
+        ):
+            if blob in wanted and not learns:
+                parametrize.register_parametrization(made.layer, attribute, _Still())
+
+
+def _python_field(node: Node, name: str) -> str:
     block = node.message.get("python_param")
-    if node.type != "Python" or block is None or not isinstance(block.value, Message):
-        return node.type, None
-    text = block.value.get("param_str")
+    return block.value.text(name) if block and isinstance(block.value, Message) else ""
+
+
+def _python_layer(node: Node) -> tuple[registry.Entry, list[Field]] | None:
+    """The native layer that a ``type: "Python"`` layer stands for, and the fields of its param_str.
+
+    No Python is run: the class name is looked up among the aliases of the layers' types.
+    """
+    name = _python_field(node, "layer") if node.type == "Python" else ""
+    entry = registry.find(name) if name else None
+    if entry is None or entry.type_name == name:
+        return None
+    text = node.message.all("python_param")[-1].value.get("param_str")
     if text is None or not isinstance(text.value, Scalar) or not text.value.text.strip():
-        return block.value.text("layer"), []
+        return entry, []
     place = text.value.span
     inner = parse(Source(place.source.name, text.value.text))
-    return block.value.text("layer"), [Field(f.name, _moved(f.value, place), place) for f in inner]
+    return entry, [Field(f.name, _moved(f.value, place), place) for f in inner]
 
 
 def _moved(value: Scalar | Message, place: Span) -> Scalar | Message:
@@ -247,10 +397,14 @@ def _bind_params(node: Node, layer: type[Layer], fields: list[Field] | None) -> 
         if not block.name.endswith("_param"):
             continue
         if block.name not in known:
+            if block.name in _blocks_of_caffe():
+                continue  # another type's: Caffe passes over it, too
             hint = did_you_mean(block.name, known)
             raise SpecError(f'{node.type} does not read "{block.name}"', block.span, hint)
         if not isinstance(block.value, Message):
             raise SpecError(f'"{block.name}" is a block of fields', block.span)
+        if block is not node.message.all(block.name)[0]:
+            raise SpecError(f'{node} has two blocks "{block.name}"', block.span)
         if block.name in siblings:
             gathered.fields.append(block)
         elif fields is None:
@@ -260,6 +414,13 @@ def _bind_params(node: Node, layer: type[Layer], fields: list[Field] | None) -> 
         return bind(layer.Params, gathered, what=layer.type_name)
     except ValueError as error:
         raise SpecError(f"{node}: {error}", gathered.span) from None
+
+
+@cache
+def _blocks_of_caffe() -> frozenset[str]:
+    """The parameter blocks that any layer may carry in Caffe."""
+    fields = schema.message("LayerParameter").DESCRIPTOR.fields_by_name
+    return frozenset(name for name in fields if name.endswith("_param"))
 
 
 def _check_count(
@@ -275,6 +436,13 @@ def _check_count(
     raise SpecError(f"{node} ({node.type}) takes {count} {plural}, got {found}", place)
 
 
+def _check_in_place(node: Node, layer: type[Layer]) -> None:
+    for i in range(len(node.tops)):
+        if layer.in_place_refused and node.in_place(i):
+            text = f'{node} ({node.type}) cannot work in place: its top "{node.tops[i]}" is its bottom'
+            raise SpecError(text, node.where("top", i))
+
+
 def _loss_weights(node: Node, layer: type[Layer], tops: tuple[str, ...]) -> tuple[float, ...]:
     """One weight for each top: those given, else 1 for a loss layer's first top."""
     given = node.loss_weights
@@ -285,32 +453,6 @@ def _loss_weights(node: Node, layer: type[Layer], tops: tuple[str, ...]) -> tupl
             node.where("loss_weight"),
         )
     return given or tuple(float(layer.is_loss and i == 0) for i in range(len(tops)))
-
-
-def _make(
-    node: Node,
-    kind: type[Layer],
-    params: Any,
-    bottoms: tuple[Shape, ...],
-    tops: tuple[str, ...],
-    generator: torch.Generator | None,
-) -> tuple[Layer, tuple[Shape, ...]]:
-    """The layer and its tops' shapes."""
-    try:
-        shapes = tuple(tuple(shape) for shape in kind.infer(params, *bottoms))
-        layer = kind(params, bottoms, generator)
-    except BlobError as error:
-        raise SpecError(f"{node}: {error.named(blob_names(kind, node.bottoms))}", node.span) from None
-    except (ValueError, RuntimeError) as error:  # RuntimeError: torch cannot allocate the blobs
-        raise SpecError(f"{node}: {error}", node.span) from None
-    if kind.type_name == "Input" and len(shapes) == 1:
-        shapes *= len(tops)
-    if len(shapes) < len(tops):
-        raise SpecError(
-            f"{node} ({node.type}) gives {len(shapes)} tops here, the spec names {len(tops)}",
-            node.where("top", len(shapes)),
-        )
-    return layer, shapes[: len(tops)]
 
 
 def blob_names(kind: type[Layer], bottoms: tuple[str, ...]) -> dict[str, str]:

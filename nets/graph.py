@@ -1,18 +1,20 @@
 """Pure wiring: which layers a state includes, and who reads what from whom. No torch.
 
-Phases, levels and stages, in-place tops and the net's outputs follow Caffe's ``Net::Init``.
+Phases, levels and stages, in-place tops, splits and the net's outputs follow Caffe's ``Net::Init``.
+A layer's type may be unknown here: such a net can be drawn and converted, if not built.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 
 from cortado.prototxt_like.bind import bind
-from cortado.prototxt_like.message import Message
+from cortado.prototxt_like.message import Field, Message, Scalar
 from cortado.prototxt_like.source import Errors, Span, SpecError, closest, did_you_mean
 
 from .siamese import expand, texts
@@ -80,8 +82,8 @@ class ParamSpec:
 class LayerFields:
     """The fields every layer has; those ending in ``_param`` belong to its type."""
 
-    name: str
     type: str
+    name: str = ""
     bottom: tuple[str, ...] = ()
     top: tuple[str, ...] = ()
     param: tuple[ParamSpec, ...] = ()
@@ -100,10 +102,10 @@ class LayerFields:
 
 @dataclass(frozen=True)
 class StateFields:
-    """The spec's own ``state``: its stages are added to those asked for."""
+    """A ``state`` block: the net's own (whose stages are added to those asked for) or a solver's."""
 
     phase: Phase | None = None
-    level: int = 0
+    level: int | None = None
     stage: tuple[str, ...] = ()
 
 
@@ -151,7 +153,7 @@ class Node:
 
     def in_place(self, top: int) -> bool:
         """Whether this top has the name of the bottom at its index."""
-        return top < len(self.bottoms) and self.tops[top] == self.bottoms[top]
+        return self.tops[top : top + 1] == self.bottoms[top : top + 1] != ()
 
     def where(self, field: str, index: int = 0) -> Span:
         """The place of the layer's ``index``-th ``bottom``, ``top``, ``param``, ..."""
@@ -159,7 +161,7 @@ class Node:
         return found[index].value.span if index < len(found) else self.span
 
     def __str__(self) -> str:
-        return f'layer "{self.name}"'
+        return f'layer "{self.name}"' if self.name else f"the unnamed {self.type} layer"
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,20 @@ class Graph:
     match: MatchParams | None
     message: Message
     """The spec with its Siamese trunks expanded."""
+
+
+def merged(phase: str, *states: StateFields) -> State:
+    """The state of a solver's net: a later one's phase and level override, stages are added.
+
+    Caffe's order is the default phase, the net's own ``state``, the solver's ``train_state`` or
+    ``test_state``; so a net whose own state says TRAIN is a TRAIN net in tests, too.
+    """
+    level, stages = 0, list[str]()
+    for state in states:
+        phase = state.phase.name if state.phase else phase
+        level = level if state.level is None else state.level
+        stages += state.stage
+    return State(phase, level, tuple(dict.fromkeys(stages)))
 
 
 def graph(message: Message, state: State | None = None, errors: Errors | None = None) -> Graph:
@@ -274,23 +290,149 @@ def _wire(
 ) -> tuple[str, ...]:
     """Check that every bottom is produced above it, and once; give the outputs."""
     producers: dict[str, Node] = {}
-    unread: set[str] = set()
     for position, node in enumerate(nodes):
         for i, blob in enumerate(node.bottoms):
             if blob not in producers and blob not in broken:
                 why = _why_missing(blob, node, producers, nodes[position + 1 :], excluded, state)
                 text = f'{node} reads "{blob}", which no layer above produces{why}'
                 errors.add(text, node.where("bottom", i))
-            unread.discard(blob)
         for i, blob in enumerate(node.tops):
             if blob in producers and not node.in_place(i):
                 other = producers[blob]
                 again = "more than once" if other is node else f"again, after {_at(other, node.span)}"
                 errors.add(f'{node} produces "{blob}" {again}', node.where("top", i))
             producers[blob] = node
-            unread.add(blob)
     _check_counts(nodes, errors)
+    _check_in_place(nodes, errors)
+    return _outputs(nodes)
+
+
+def _outputs(nodes: Iterable[Node]) -> tuple[str, ...]:
+    """The blobs that no layer reads after they were last written, by name."""
+    unread: set[str] = set()
+    for node in nodes:
+        unread.difference_update(node.bottoms)
+        unread.update(node.tops)
     return tuple(sorted(unread))
+
+
+Top = tuple[int, int]  # the indices of a node and of its top: one state of a blob's values
+
+
+def _sources(nodes: Sequence[Node]) -> list[list[Top | None]]:
+    """For each node's bottoms, the top that wrote them last (None where no layer above did)."""
+    last: dict[str, Top] = {}
+    found = []
+    for n, node in enumerate(nodes):
+        found.append([last.get(blob) for blob in node.bottoms])
+        last.update({blob: (n, i) for i, blob in enumerate(node.tops)})
+    return found
+
+
+def _uses(nodes: Sequence[Node], sources: list[list[Top | None]]) -> Counter[Top]:
+    """How often each top is read; a loss weight that the spec gives it counts as a reader."""
+    uses = Counter(top for tops in sources for top in tops if top)
+    for n, node in enumerate(nodes):
+        uses.update((n, i) for i, weight in enumerate(node.loss_weights[: len(node.tops)]) if weight)
+    return uses
+
+
+def _check_in_place(nodes: list[Node], errors: Errors) -> None:
+    """Values that others read cannot be written over: Caffe's split gives each reader its own."""
+    sources = _sources(nodes)
+    uses = _uses(nodes, sources)
+    for n, node in enumerate(nodes):
+        for i, blob in enumerate(node.tops):
+            source = sources[n][i] if node.in_place(i) else None
+            if source and uses[source] > 1:
+                others = [m for m, tops in enumerate(sources) if source in tops and m != n]
+                if others:
+                    why = f"{_at(nodes[others[0]], node.span)}, reads it, too"
+                else:
+                    twice = sources[n].count(source) > 1
+                    why = "it is read twice" if twice else "it has a loss weight"
+                errors.add(f'{node} cannot write "{blob}" in place: {why}', node.where("top", i))
+
+
+def with_splits(graph: Graph) -> Graph:
+    """The graph with Caffe's Split layers: one for every top that several layers read.
+
+    The split of blob ``h``, top 0 of layer ``ip``, is ``h_ip_0_split``, its tops ``h_ip_0_split_0``
+    and so on, one for each reader in their order. A loss weight of the top counts as its first
+    reader, and moves to the split's first top.
+    """
+    sources = _sources(graph.nodes)
+    uses = _uses(graph.nodes, sources)
+    taken: Counter[Top] = Counter()
+    nodes: list[Node] = []
+    for n, node in enumerate(graph.nodes):
+        bottoms = list(node.bottoms)
+        for i, top in enumerate(sources[n]):
+            if top and uses[top] > 1:
+                bottoms[i] = f"{_split_name(graph.nodes, top)}_{taken[top]}"
+                taken[top] += 1
+        weights = list(node.loss_weights)
+        splits = []
+        for i in range(len(node.tops)):
+            if uses[n, i] > 1:
+                weight = weights[i] if i < len(weights) else 0.0
+                splits.append(_split(graph.nodes, (n, i), uses[n, i], weight))
+                if weight:
+                    weights[i] = 0.0
+                    taken[n, i] += 1
+        nodes += [_rewired(node, bottoms, weights), *splits]
+    return dataclasses.replace(graph, nodes=tuple(nodes), outputs=_outputs(nodes))
+
+
+def _split_name(nodes: Sequence[Node], top: Top) -> str:
+    node = nodes[top[0]]
+    return f"{node.tops[top[1]]}_{node.name}_{top[1]}_split"
+
+
+def _split(nodes: Sequence[Node], top: Top, count: int, weight: float) -> Node:
+    node, name = nodes[top[0]], _split_name(nodes, top)
+    message = Message(node.span)
+    tops = [f"{name}_{i}" for i in range(count)]
+    for key, values in (
+        ("name", [name]),
+        ("type", ["Split"]),
+        ("bottom", [node.tops[top[1]]]),
+        ("top", tops),
+    ):
+        for value in values:
+            message.add(key, value)
+    weights = (weight, *[0.0] * (count - 1)) if weight else ()
+    message.fields += _weights(weights, node.span)
+    return Node(
+        name, "Split", message, (node.tops[top[1]],), tuple(tops), node.span, loss_weights=weights
+    )
+
+
+def _rewired(node: Node, bottoms: list[str], weights: list[float]) -> Node:
+    """The node with other bottoms and loss weights, in its message, too."""
+    if tuple(bottoms) == node.bottoms and tuple(weights) == node.loss_weights:
+        return node
+    names = iter(bottoms)
+    fields = []
+    for field in node.message:
+        if field.name == "bottom":
+            name, old = next(names), field.value
+            value = (
+                old
+                if isinstance(old, Scalar) and old.text == name
+                else Scalar(name, old.span, quoted=True)
+            )
+            fields.append(Field("bottom", value, field.span))
+        elif field.name != "loss_weight":
+            fields.append(field)
+    message = Message(node.message.span, [*fields, *_weights(weights, node.span)])
+    return dataclasses.replace(
+        node, message=message, bottoms=tuple(bottoms), loss_weights=tuple(weights)
+    )
+
+
+def _weights(weights: Iterable[float], span: Span) -> Iterator[Field]:
+    return (Field("loss_weight", Scalar(f"{weight:g}", span), span) for weight in weights)
 
 
 def _check_counts(nodes: list[Node], errors: Errors) -> None:

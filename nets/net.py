@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -15,8 +15,10 @@ from cortado.prototxt_like.message import Message
 from cortado.prototxt_like.source import Span, did_you_mean
 from torch import nn
 
+from .backward import Backward
 from .build import Built, LearnableBlob, blob_names, build
 from .graph import MatchParams, State
+from .in_place import Memories, Places, places
 
 if TYPE_CHECKING:
     from .weights import Report
@@ -58,22 +60,57 @@ class LayerFacts:
 
 
 @dataclass(frozen=True)
-class _Step:
+class Step:
+    """A layer in the order of running, with what its run needs to know."""
+
     layer: Layer
     bottoms: tuple[str, ...]
     tops: tuple[str, ...]
     losses: tuple[tuple[int, float], ...]
     stopped: tuple[int, ...]
     """Bottoms that get no gradient (``propagate_down: false``)."""
+    backward: Backward
+    refused: str
+    """Why the layer refuses the backward pass, which an error says when it gets there; "" if not."""
     is_input: bool
     name: str
     span: Span
+    places: Places
 
     def bottom_tensors(self, blobs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
         tensors = [blobs[name] for name in self.bottoms]
         for i in self.stopped:
             tensors[i] = tensors[i].detach()
         return tensors
+
+    def run(self, bottoms: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """The layer's tops; an error of it says which layer it was."""
+        try:
+            out = self.layer(*bottoms)
+        except BlobError as error:
+            raise self.error(error.named(blob_names(type(self.layer), self.bottoms))) from error
+        except (ValueError, TypeError) as error:
+            raise self.error(str(error)) from error
+        except RuntimeError as error:
+            error.add_note(f'in layer "{self.name}" ({self.span.place})')
+            raise
+        return (out,) if isinstance(out, torch.Tensor) else out
+
+    def error(self, text: str) -> LayerError:
+        return LayerError(f'layer "{self.name}" ({self.span.place}): {text}')
+
+
+class _Refusal(torch.autograd.Function):
+    """Tops of a layer that has no backward: an error when the gradient gets here."""
+
+    @staticmethod
+    def forward(ctx: Any, error: LayerError, count: int, *blobs: torch.Tensor) -> Any:
+        ctx.error = error
+        return tuple(top.view_as(top) for top in blobs[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise ctx.error
 
 
 class Net(nn.Module):
@@ -88,6 +125,9 @@ class Net(nn.Module):
     with "." written "%2E" and "%" written "%25"). Shared parameters are one ``nn.Parameter``;
     a parameter with lr_mult 0 requires no gradient unless the spec says ``force_backward``.
 
+    ``splits`` gives a blob with several readers the Split layer that Caffe inserts. A ``Python``
+    layer runs code of the user's own: its module is imported here, if ``allow_python_layers``.
+
     Raises :class:`~cortado.prototxt_like.source.SpecError` for mistakes in the spec, all at once.
     """
 
@@ -100,13 +140,21 @@ class Net(nn.Module):
         stages: Iterable[str] = (),
         seed: int | None = None,
         weights: str | Path | None = None,
+        splits: bool = False,
+        allow_python_layers: bool = False,
     ) -> None:
         super().__init__()
         message = spec if isinstance(spec, Message) else load(spec)
         if seed is None:
             seed = int(torch.randint(2**62, ()))
         generator = torch.Generator().manual_seed(seed)
-        built = build(message, State(phase, level, tuple(stages)), generator)
+        built = build(
+            message,
+            State(phase, level, tuple(stages)),
+            generator,
+            splits=splits,
+            allow_python_layers=allow_python_layers,
+        )
         self.built: Built = built
         self.graph = built.graph
         self.inputs = tuple(
@@ -120,8 +168,9 @@ class Net(nn.Module):
         for made in built.layers:
             self.layers.add(made.node.name, made.layer)
             self.layer_by_name.setdefault(made.node.name, made.layer)
-        self._steps = _steps(built)
-        self._names = {name for step in self._steps for name in step.tops}
+        self.steps = _steps(built)
+        self._names = {name for step in self.steps for name in step.tops}
+        self._wanted = _inputs_with_gradient(self.steps)
         self._frees: dict[bool | frozenset[str], list[tuple[str, ...]]] = {}
         self.register_buffer("_home", torch.empty(0), persistent=False)
         self.train(self.graph.state.phase == "TRAIN")
@@ -136,6 +185,14 @@ class Net(nn.Module):
         """Where the net lives; tops of data layers are moved there."""
         home: torch.Tensor = self._home  # type: ignore[assignment]
         return home.device
+
+    def train(self, mode: bool = True) -> Net:
+        """Training mode for all layers, or none, but those that the spec gives a phase of their own."""
+        super().train(mode)
+        for made in self.built.layers:
+            if phase := made.node.message.text("phase"):
+                made.layer.train(phase == "TRAIN")
+        return self
 
     @property
     def params(self) -> dict[str, list[nn.Parameter]]:
@@ -161,34 +218,33 @@ class Net(nn.Module):
         """
         given: dict[str, torch.Tensor] = {**(inputs or {}), **named}
         self._check_inputs(given)
-        if self.graph.force_backward:
-            given = {name: _with_gradient(tensor) for name, tensor in given.items()}
+        given.update({name: _with_gradient(given[name]) for name in self._wanted})
         kept = keep if isinstance(keep, bool) else frozenset(keep)
         plan = self._plan(kept)
         blobs = Blobs(given)
         if kept is True:
             blobs.versions = {name: [] for name in self._names}
         losses: list[torch.Tensor] = []
-        for step, frees in zip(self._steps, plan, strict=True):
-            losses += self._run(step, blobs)
+        memories = Memories()
+        for step, frees in zip(self.steps, plan, strict=True):
+            losses += self._run(step, blobs, memories)
             for name in frees:
                 del blobs[name]
         blobs.loss = sum(losses[1:], losses[0]) if losses else torch.zeros((), device=self.device)
         return blobs
 
-    def _run(self, step: _Step, blobs: Blobs) -> list[torch.Tensor]:
+    def _run(self, step: Step, blobs: Blobs, memories: Memories) -> list[torch.Tensor]:
         """Run one layer; gives its tops' terms of the loss."""
         if step.is_input:
             tops: tuple[torch.Tensor, ...] = tuple(blobs[name] for name in step.tops)
         else:
-            try:
-                out = step.layer(*step.bottom_tensors(blobs))
-            except (ValueError, TypeError) as error:
-                raise _located(error, step) from error
-            except RuntimeError as error:
-                error.add_note(f'in layer "{step.name}" ({step.span.place})')
-                raise
-            tops = (out,) if isinstance(out, torch.Tensor) else out
+            bottoms = step.bottom_tensors(blobs)
+            if step.places.shared and torch.is_grad_enabled():
+                tops = memories.run(step.run, bottoms, step.places, step.layer.rereads)
+            else:
+                tops = step.run(bottoms)
+            if step.refused:
+                tops = _Refusal.apply(step.error(step.refused), len(tops), *tops, *bottoms)
             if not step.bottoms:
                 tops = tuple(top.to(self.device) for top in tops)
             blobs.update(zip(step.tops, tops, strict=False))
@@ -220,7 +276,7 @@ class Net(nn.Module):
             hint = did_you_mean(unknown, self._names, "blobs")
             raise KeyError(f'no blob "{unknown}" to keep: {hint}')
         plan: list[tuple[str, ...]] = []
-        for step in reversed(self._steps):
+        for step in reversed(self.steps):
             last = {*step.bottoms, *step.tops} - wanted
             plan.append(tuple(sorted(last)))
             wanted |= last
@@ -228,11 +284,10 @@ class Net(nn.Module):
 
     def facts(self) -> list[LayerFacts]:
         """Each layer's name, type, place, blobs, shapes and number of parameters."""
-        owner = {id(blob.parameter): blob.layer for blob in self.learnable}
         facts = []
         for made in self.built.layers:
             node = made.node
-            owners = {owner[id(blob)] for blob in made.layer.blobs} - {node.name}
+            owners = {self.learnable[i].layer for i in made.blobs} - {node.name}
             tops = tuple(zip(made.tops, made.shapes, strict=True))
             place, shared = node.span.place, ", ".join(sorted(owners))
             facts.append(
@@ -261,18 +316,43 @@ def escape(name: str) -> str:
     return name.replace("%", "%25").replace(".", "%2E")
 
 
-def _steps(built: Built) -> list[_Step]:
+def _steps(built: Built) -> list[Step]:
     steps = []
-    for made in built.layers:
+    wired = zip(built.layers, built.backward, places(built.layers), strict=True)
+    for made, backward, where in wired:
         node, weights = made.node, made.loss_weights
-        losses = tuple((i, weight) for i, weight in enumerate(weights) if weight)
+        losses = tuple((j, weight) for j, weight in enumerate(weights) if weight)
         down = () if built.graph.force_backward else node.propagate_down
-        stopped = tuple(i for i, wanted in enumerate(down) if not wanted)
-        is_input = made.layer.type_name == "Input"
+        stopped = tuple(j for j, wanted in enumerate(down) if not wanted)
         steps.append(
-            _Step(made.layer, node.bottoms, made.tops, losses, stopped, is_input, node.name, node.span)
+            Step(
+                made.layer,
+                node.bottoms,
+                made.tops,
+                losses,
+                stopped,
+                backward,
+                backward.refused(made.layer),
+                made.layer.type_name == "Input",
+                node.name,
+                node.span,
+                where,
+            )
         )
     return steps
+
+
+def _inputs_with_gradient(steps: list[Step]) -> tuple[str, ...]:
+    """The inputs that a layer is to give a gradient although nothing below it learns."""
+    inputs = {top for step in steps if step.is_input for top in step.tops}
+    wanted = {
+        name
+        for step in steps
+        if step.backward.needed
+        for name, down in zip(step.bottoms, step.backward.bottoms, strict=True)
+        if down
+    }
+    return tuple(sorted(inputs & wanted))
 
 
 def _weighted(top: torch.Tensor, weight: float) -> torch.Tensor:
@@ -285,10 +365,3 @@ def _with_gradient(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.requires_grad or not tensor.is_floating_point():
         return tensor
     return tensor.detach().requires_grad_()
-
-
-def _located(error: Exception, step: _Step) -> LayerError:
-    text = str(error)
-    if isinstance(error, BlobError):
-        text = error.named(blob_names(type(step.layer), step.bottoms))
-    return LayerError(f'layer "{step.name}" ({step.span.place}): {text}')

@@ -1,35 +1,69 @@
-"""Caffe's solvers: SGD with momentum and Adam, with Caffe's arithmetic.
+"""Caffe's solvers, with Caffe's arithmetic.
 
 One iteration, as in Caffe: the gradients of ``iter_size`` passes are summed, clipped by their
-global L2 norm, divided by ``iter_size``, weight decay is added, then the rule gives the update.
+global L2 norm, divided by ``iter_size``, weight decay is added, then the rule gives the update
+(:mod:`~cortado.nets.updates`).
 """
 
 from __future__ import annotations
 
+import enum
+import io
 import logging
 import math
+import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from cortado.layers._runtime import parallel
 from cortado.prototxt_like import load
 from cortado.prototxt_like.bind import bind
 from cortado.prototxt_like.message import Message
 from cortado.prototxt_like.source import Errors, SpecError, did_you_mean
+from torch import distributed as dist
 
 from .build import LearnableBlob
-from .graph import StateFields
-from .net import Net
+from .diagnose import first_nonfinite
+from .graph import StateFields, merged
+from .net import Blobs, Net
+from .solver_state import SolverState, read_state, write_state
+from .training import Autocast, LossOf
+from .updates import POLICIES, RULES
 from .weights import load as load_weights
-from .weights import replace_file, save, share
+from .weights import save, share
 
 LOGGER = logging.getLogger("cortado.solver")
 
 Tensors = dict[str, torch.Tensor]
 Feed = Callable[[int], Mapping[str, torch.Tensor]]
+
+
+class Action(enum.Enum):
+    """What a solver may be asked for between two iterations."""
+
+    NONE = 0
+    STOP = 1
+    SNAPSHOT = 2
+
+
+class SnapshotFormat(enum.Enum):
+    """The files of a snapshot: weights and state."""
+
+    HDF5 = 0
+    BINARYPROTO = 1
+    SAFETENSORS = 2
+
+    @property
+    def suffixes(self) -> tuple[str, str]:
+        return {
+            "HDF5": (".caffemodel.h5", ".solverstate.h5"),
+            "BINARYPROTO": (".caffemodel", ".solverstate"),
+            "SAFETENSORS": (".safetensors", ".solverstate"),
+        }[self.name]
 
 
 def _field(default: Any, **metadata: Any) -> Any:
@@ -38,17 +72,25 @@ def _field(default: Any, **metadata: Any) -> Any:
 
 @dataclass(frozen=True)
 class SolverParams:
-    """A solver spec's fields, named as in Caffe."""
+    """A solver spec's fields, named as in Caffe, with Caffe's defaults.
+
+    The nets themselves may stand in the spec: ``net_param``, ``train_net_param`` and
+    ``test_net_param`` are blocks of a net's fields.
+    """
 
     net: str = ""
     train_net: str = ""
+    test_net: tuple[str, ...] = ()
     type: str = "SGD"
-    base_lr: float = _field(0.01, low=0)
+    base_lr: float = _field(0.0, low=0)
     lr_policy: str = "fixed"
-    gamma: float = _field(0.1, low=0)
+    gamma: float = _field(0.0, low=0)
+    power: float = 0.0
     stepsize: int = _field(0, low=0)
-    momentum: float = _field(0.0, low=0, high=1)
+    stepvalue: tuple[int, ...] = _field((), low=0)
+    momentum: float = _field(0.0, low=0)
     momentum2: float = _field(0.999, low=0, high=1)
+    rms_decay: float = _field(0.99, low=0, high=1)
     delta: float = _field(1e-8, low=0)
     weight_decay: float = _field(0.0, low=0)
     regularization_type: str = "L2"
@@ -57,76 +99,60 @@ class SolverParams:
     max_iter: int = _field(0, low=0)
     display: int = _field(0, low=0)
     average_loss: int = _field(1, low=1)
-    test_iter: int = _field(0, low=0)
+    test_iter: tuple[int, ...] = _field((), low=1)
     test_interval: int = _field(0, low=0)
     test_initialization: bool = True
+    test_compute_loss: bool = False
     snapshot: int = _field(0, low=0)
     snapshot_prefix: str = ""
+    snapshot_format: SnapshotFormat = SnapshotFormat.BINARYPROTO
     snapshot_after_train: bool = True
+    weights: tuple[str, ...] = ()
+    """Files to start from; a name may hold several, separated by commas."""
     random_seed: int = -1
     train_state: StateFields = StateFields()
-    test_state: StateFields = StateFields()
+    test_state: tuple[StateFields, ...] = ()
     solver_mode: str = ""
-    """Read and ignored, as ``device_id``: the ``device`` given to the solver decides."""
+    """Read and ignored, as the four below: the ``device`` given to the solver decides."""
     device_id: int = 0
-    rms_decay: float = 0.99
-    """Read and ignored: no rule here has it."""
+    debug_info: bool = False
+    snapshot_diff: bool = False
+    layer_wise_reduce: bool = True
 
 
-POLICIES: dict[str, Callable[[SolverParams, int], float]] = {
-    "fixed": lambda p, t: p.base_lr,
-    "step": lambda p, t: p.base_lr * p.gamma ** (t // p.stepsize),
-}
-
-
-@dataclass(frozen=True)
-class Rule:
-    """An update rule: number of history tensors a parameter has, and the value to subtract.
-
-    ``update(params, rate, iteration, gradient, history)`` changes the history in place; ``rate``
-    includes lr_mult, ``gradient`` the weight decay.
-    """
-
-    histories: int
-    update: Callable[[SolverParams, float, int, torch.Tensor, list[torch.Tensor]], torch.Tensor]
-
-
-def sgd(
-    params: SolverParams, rate: float, t: int, gradient: torch.Tensor, history: list[torch.Tensor]
-) -> torch.Tensor:
-    """V = momentum V + rate g; the rate stays inside of the momentum when it changes."""
-    return history[0].mul_(params.momentum).add_(gradient, alpha=rate)
-
-
-def adam(
-    params: SolverParams, rate: float, t: int, gradient: torch.Tensor, history: list[torch.Tensor]
-) -> torch.Tensor:
-    """rate sqrt(1 - b2^k) / (1 - b1^k) m / (sqrt(v) + delta), k = t + 1, b1 = momentum."""
-    (m, v), (b1, b2) = history, (params.momentum, params.momentum2)
-    m.mul_(b1).add_(gradient, alpha=1 - b1)
-    v.mul_(b2).addcmul_(gradient, gradient, value=1 - b2)
-    correction = math.sqrt(1 - b2 ** (t + 1)) / (1 - b1 ** (t + 1))
-    return m.div(v.sqrt().add_(params.delta)).mul_(rate * correction)
-
-
-RULES = {"SGD": Rule(1, sgd), "Adam": Rule(2, adam)}
+NETS = ("net_param", "train_net_param", "test_net_param")
 
 
 class Solver:
     """Trains the net of a solver spec.
 
-    ``spec`` is a path or message; ``net`` is looked for beside the spec, then in the working
+    ``spec`` is a path or message; the nets it names are looked for beside it, then in the working
     directory. ``feed`` gives the inputs of the n-th forward pass, for nets with ``Input`` layers
-    (``test_feed`` those of the n-th pass of a test).
-    ``weights`` is a file to start from. ``on_iteration(solver, loss)`` is called after each update.
-    Further keywords override the spec's fields (``max_iter=100``). Messages go to the logger
-    ``cortado.solver``.
+    (``test_feed`` those of the n-th pass of a test). ``weights`` is a file to start from, instead
+    of the spec's. ``on_iteration(solver, loss)`` is called after each update, ``on_test(solver, n,
+    means)`` with the mean outputs of the n-th test net after each test. ``action()`` is asked
+    after each iteration and each pass of a test whether to stop or to write a snapshot
+    (:class:`~cortado.nets.signals.Signals`). Further keywords override the spec's fields
+    (``max_iter=100``). Messages, Caffe's lines, go to the logger ``cortado.solver``.
+
+    Functions in ``before_forward`` are called before each iteration, those in ``gradients_ready``
+    between its backward pass and the update.
+
+    ``precision`` is the type of autocast, torch.bfloat16 or torch.float16, in which layers that
+    allow it run; float16's gradients are scaled, and an iteration whose gradients overflow is
+    left out. ``together``: the processes of torch.distributed's group train one net, each with its
+    share of a batch that is as many times as large, and the first one tests and writes snapshots.
+
+    A loss that is not finite raises FloatingPointError, which names the layer that made it so.
 
     Random numbers: fillers and data layers follow ``random_seed``, and so does what layers draw
     from torch's generators while training; the caller's own generators are left alone.
 
     Raises :class:`~cortado.prototxt_like.source.SpecError` for mistakes in either spec.
     """
+
+    splits = False
+    """Whether the nets have Caffe's Split layers."""
 
     def __init__(
         self,
@@ -137,122 +163,238 @@ class Solver:
         weights: str | Path | None = None,
         device: str | torch.device | None = None,
         on_iteration: Callable[[Solver, float], None] | None = None,
+        on_test: Callable[[Solver, int, Tensors], None] | None = None,
+        action: Callable[[], Action] = lambda: Action.NONE,
         log: Callable[[str], None] = LOGGER.info,
+        precision: torch.dtype | None = None,
+        together: bool = False,
+        allow_python_layers: bool = False,
         **overrides: Any,
     ) -> None:
         message = spec if isinstance(spec, Message) else load(spec)
         self.params = replace(read_params(message), **overrides)
+        self.together = together
+        self.allow_python_layers = allow_python_layers
         self.feed, self.test_feed = feed, test_feed or feed
-        self.on_iteration, self.log = on_iteration, log
-        self.iter = 0
+        self.on_iteration, self.on_test, self.action = on_iteration, on_test, action
+        self.log = log if self.is_root else _quiet
+        self.before_forward: list[Callable[[], None]] = []
+        self.gradients_ready: list[Callable[[], None]] = []
+        self.iter = self.current_step = 0
+        self.stopped = False
+        self._displayed = 0, time.perf_counter()
         self.losses: deque[float] = deque(maxlen=self.params.average_loss)
-        path = self._net_path(message)
-        seed = self.params.random_seed if self.params.random_seed >= 0 else torch.seed()
-        self.net = self._make_net(path, "TRAIN", self.params.train_state, seed)
-        self.report = load_weights(self.net, weights) if weights else None
-        self.test_net = self._test_net(path, seed)
+        self._folder = Path(message.span.source.name).parent
+        self._stem = Path(message.span.source.name).stem
+        seed = self._seed()
+        train, tests = _sources(self.params, message)
+        self.net = self._make_net(train, "TRAIN", self.params.train_state, seed)
+        files = [weights] if weights else [n for w in self.params.weights for n in w.split(",")]
+        self.report = None
+        for file in files:
+            self.report = load_weights(self.net, self._find(file))
+        self.test_nets = self._make_test_nets(tests, seed)
         if device is not None:
             for net in self.nets:
                 net.to(device)
         self._rng = _Randomness(seed, self.net.device)
+        self._loss = LossOf(self.net, together)
+        self._autocast = Autocast(precision, self.net.device)
         self.rule = RULES[self.params.type]
         self.history = [
             [torch.zeros_like(blob.parameter, requires_grad=False) for _ in range(self.rule.histories)]
             for blob in self.net.learnable
         ]
-        self._prefix = self.params.snapshot_prefix or Path(message.span.source.name).stem
 
-    def _net_path(self, message: Message) -> Path:
-        name = self.params.train_net or self.params.net
-        beside = Path(message.span.source.name).parent / name
-        if found := next((path for path in (beside, Path(name)) if path.is_file()), None):
-            return found
-        place = message.all("train_net" if self.params.train_net else "net")[-1].value.span
-        raise SpecError(f'no file "{name}" beside the solver, nor in the working directory', place)
+    def _seed(self) -> int:
+        """``random_seed``, or one that is drawn: the same for all processes that train together."""
+        if self.params.random_seed >= 0:
+            return self.params.random_seed
+        seed = torch.tensor(torch.seed() % 2**63)
+        if self.together:
+            device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+            seed = seed.to(device)
+            dist.broadcast(seed, 0)
+        return int(seed)
 
-    def _test_net(self, path: Path, seed: int) -> Net | None:
-        if not self.params.test_iter:
-            return None
-        net = self._make_net(path, "TEST", self.params.test_state, seed + 1)
-        share(net, self.net)
-        return net
+    @property
+    def is_root(self) -> bool:
+        """Whether this process logs, tests and writes; Caffe's root solver."""
+        return not self.together or dist.get_rank() == 0
 
-    def _make_net(self, path: Path, phase: str, state: StateFields, seed: int) -> Net:
-        phase = state.phase.name if state.phase else phase
-        return Net(path, phase, level=state.level, stages=state.stage, seed=seed)
+    def _find(self, name: str | Path) -> Path:
+        beside = self._folder / name
+        return beside if beside.is_file() else Path(name)
+
+    def _make_test_nets(self, sources: list[_Source], seed: int) -> list[Net]:
+        states = self.params.test_state or (StateFields(),) * len(sources)
+        nets = []
+        for i, (source, state) in enumerate(zip(sources, states, strict=True), start=1):
+            net = self._make_net(source, "TEST", state, seed + i)
+            share(net, self.net)
+            nets.append(net)
+        return nets
+
+    def _make_net(self, source: _Source, phase: str, state: StateFields, seed: int) -> Net:
+        """The net in the solver's state; what that leaves open is as the net's own state says."""
+        message = source.net
+        if not isinstance(message, Message):
+            path = self._find(message)
+            if not path.is_file():
+                text = f'no file "{message}" beside the solver, nor in the working directory'
+                raise SpecError(text, source.place)
+            message = load(path)
+        block = message.get("state")
+        own = StateFields()
+        if block and isinstance(block.value, Message):
+            own = bind(StateFields, block.value, what="state")
+        joined = merged(phase, own, state)
+        return Net(
+            message,
+            joined.phase,
+            level=joined.level,
+            stages=joined.stages,
+            seed=seed,
+            splits=self.splits,
+            allow_python_layers=self.allow_python_layers,
+        )
 
     @property
     def nets(self) -> list[Net]:
-        return [self.net, *([self.test_net] if self.test_net else [])]
+        return [self.net, *self.test_nets]
 
     @property
     def rate(self) -> float:
         """The learning rate of the coming iteration."""
-        return POLICIES[self.params.lr_policy](self.params, self.iter)
+        return POLICIES[self.params.lr_policy].rate(self.params, self.iter, self._next_step())
+
+    def _next_step(self) -> int:
+        return POLICIES[self.params.lr_policy].steps(self.params, self.iter, self.current_step)
 
     def solve(self) -> None:
         """Train up to ``max_iter``, then :meth:`finish`."""
+        self.log(f"Solving {self.net.graph.name}")
         self.step(self.params.max_iter - self.iter)
         self.finish()
 
     def finish(self) -> None:
         """What is due after the last iteration: the snapshot, the test."""
         every, after = self.params.snapshot, self.params.snapshot_after_train
-        if after and not (every and self.iter and self.iter % every == 0):
+        if after and not (every and self.iter and self.iter % every == 0) and self.is_root:
             self.snapshot()
-        if self._due(self.params.test_interval):
+        if self.stopped:
+            self.log("Optimization stopped early.")
+            return
+        if self._due(self.params.test_interval) and self.is_root:
             self.test()
+        self.log("Optimization Done.")
 
     def step(self, n: int = 1) -> float:
-        """Do ``n`` iterations; gives the last one's loss (before its update)."""
-        loss = math.nan
+        """Do ``n`` iterations; gives the last one's loss (before its update).
+
+        Fewer if ``action`` asks to stop: then ``stopped`` is true.
+        """
+        loss, self.stopped = math.nan, False
         for _ in range(n):
             first = self.iter == 0 and not self.params.test_initialization
-            if self._due(self.params.test_interval) and not first:
+            if self._due(self.params.test_interval) and not first and self.is_root:
                 self.test()
-            with self._rng:
-                loss = self._gradients()
-                self._apply()
-            self.losses.append(loss)
-            if self._due(self.params.display):
-                smoothed = sum(self.losses) / len(self.losses)
-                self.log(f"iteration {self.iter}, loss {smoothed:.6g}, rate {self.rate:.4g}")
+                if self.stopped:
+                    break
+            for call in self.before_forward:
+                call()
+            with self._rng, parallel.together(self.together):
+                loss, blobs = self._gradients()
+                self.losses.append(loss)
+                display = self._due(self.params.display)
+                if display:
+                    self._display(blobs)
+                for call in self.gradients_ready:
+                    call()
+                self._apply(display)
             self.iter += 1
             if self.on_iteration:
                 self.on_iteration(self, loss)
-            if self._due(self.params.snapshot):
+            asked = self.action()
+            if (self._due(self.params.snapshot) or asked is Action.SNAPSHOT) and self.is_root:
                 self.snapshot()
+            if asked is Action.STOP:
+                self.stopped = True
+                break
         return loss
 
     def _due(self, interval: int) -> bool:
         return interval > 0 and self.iter % interval == 0
 
-    def _gradients(self) -> float:
-        """Sum the gradients of ``iter_size`` passes; gives their mean loss."""
+    def _display(self, blobs: Blobs) -> None:
+        now = time.perf_counter()
+        count, seconds = self.iter - self._displayed[0], now - self._displayed[1]
+        speed = f" ({count / seconds:.5g} iter/s, {seconds:.5g}s/{count} iters)" if count else ""
+        self._displayed = self.iter, now
+        smoothed = sum(self.losses) / len(self.losses)
+        self.log(f"Iteration {self.iter}{speed}, loss = {smoothed:.6g}")
+        for line in _output_lines(self.net, {name: blobs[name] for name in self.net.outputs}):
+            self.log(f"    Train net output {line}")
+
+    def _gradients(self) -> tuple[float, Blobs]:
+        """Sum the gradients of ``iter_size`` passes; gives their mean loss, and the last's blobs."""
+        before = self._rng.start, [_layer_states(net) for net in self.nets]
         self.net.zero_grad()
-        losses = []
+        losses, last = [], self.params.iter_size - 1
         for i in range(self.params.iter_size):
-            forward = self.iter * self.params.iter_size + i
-            blobs = self.net(self._inputs(self.feed, forward))
-            if blobs.loss.requires_grad:
-                blobs.loss.backward()
+            with self._loss.gradients_exchanged(i == last):
+                blobs = self.forward_backward(self.iter * self.params.iter_size + i)
             losses.append(blobs.loss.detach())
-        return float(torch.stack(losses).mean())
+        mean = torch.stack(losses).mean()
+        if self.together:
+            dist.all_reduce(mean)
+            mean /= dist.get_world_size()
+        if not math.isfinite(loss := float(mean)):
+            self._explain(loss, *before)
+        return loss, blobs
+
+    def forward_backward(self, n: int) -> Blobs:
+        """The ``n``-th forward pass and its backward pass, which adds to the parameters' gradients."""
+        with self._autocast:
+            loss = self._loss(self._inputs(self.feed, n))
+        if loss.requires_grad:
+            self._autocast.scaled(loss).backward()
+        return self._loss.blobs
+
+    def _explain(self, loss: float, random: list[torch.Tensor], layers: list[_LayerStates]) -> None:
+        """Run the passes of this iteration again, to find what was not finite first."""
+        self._rng.begin(random)
+        _set_layer_states(self.nets, layers)
+        text = f"iteration {self.iter}: the loss is {loss}"
+        for i in range(self.params.iter_size):
+            inputs = self._inputs(self.feed, self.iter * self.params.iter_size + i)
+            with self._autocast, torch.no_grad():
+                if found := first_nonfinite(self.net, inputs):
+                    raise FloatingPointError(f"{text}; {found}")
+        raise FloatingPointError(f"{text}, but all blobs were finite when it was repeated")
 
     def _inputs(self, feed: Feed | None, forward: int) -> Tensors:
         given = feed(forward) if feed else {}
         return {name: tensor.to(self.net.device) for name, tensor in given.items()}
 
     @torch.no_grad()
-    def _apply(self) -> None:
-        params = self.params
-        scale, rate = self._clip() / params.iter_size, self.rate
+    def _apply(self, display: bool = False) -> None:
+        rate, self.current_step = self.rate, self._next_step()
+        if not self._autocast.unscale([blob.parameter.grad for blob in self.net.learnable]):
+            self.log(f"Iteration {self.iter}, gradients overflow: no update")
+            return
+        if display:
+            self.log(f"Iteration {self.iter}, lr = {rate:.6g}")
+        scale = self._clip() / self.params.iter_size
         for blob, history in zip(self.net.learnable, self.history, strict=True):
-            if blob.lr_mult:
-                gradient = self._regularized(blob, scale)
-                step = rate * blob.lr_mult
-                update = self.rule.update(params, step, self.iter, gradient, history)
-                blob.parameter.sub_(update)
+            # A parameter that stands still (lr_mult 0) has a history, too, as in Caffe's snapshots.
+            gradient, step = self._regularized(blob, scale), rate * blob.lr_mult
+            update = self.rule.update(self.params, step, self.iter, gradient, history)
+            self.subtract(blob, update)
+
+    def subtract(self, blob: LearnableBlob, update: torch.Tensor) -> None:
+        """Update one parameter."""
+        blob.parameter.sub_(update)
 
     def _clip(self) -> float:
         """The factor that brings the global norm of all gradients down to ``clip_gradients``."""
@@ -271,71 +413,113 @@ class Solver:
             gradient.add_(pull, alpha=decay)
         return gradient
 
-    @torch.no_grad()
-    def test(self) -> Tensors:
-        """Mean of each output of the TEST net over ``test_iter`` passes; they are logged too."""
-        if self.test_net is None:
+    def test(self) -> list[Tensors]:
+        """Mean of each output of each TEST net over its ``test_iter`` passes; they are logged too.
+
+        Raises ValueError for a solver without test nets.
+        """
+        if not self.test_nets:
             raise ValueError("the solver spec has no test_iter, so there is nothing to test")
+        return [self._test(i) for i in range(len(self.test_nets)) if not self.stopped]
+
+    @torch.no_grad()
+    def _test(self, which: int) -> Tensors:
+        self.log(f"Iteration {self.iter}, Testing net (#{which})")
+        net, passes = self.test_nets[which], self.params.test_iter[which]
         sums: Tensors = {}
-        for i in range(self.params.test_iter):
+        loss = 0.0
+        for i in range(passes):
+            if (asked := self.action()) is not Action.NONE:
+                if asked is Action.SNAPSHOT:
+                    self.snapshot()
+                else:
+                    self.stopped = True
+                    self.log("Test interrupted.")
+                    return {}
             with self._rng:
-                blobs = self.test_net(self._inputs(self.test_feed, i))
-            for name, blob in blobs.items():
-                sums[name] = sums.get(name, 0) + blob.double()
-        means = {name: total / self.params.test_iter for name, total in sums.items()}
-        for name, mean in means.items():
-            if mean.numel() == 1:
-                self.log(f"iteration {self.iter}, test {name} = {mean.item():.6g}")
+                blobs = self.forward_test(which, i)
+            loss += float(blobs.loss) if self.params.test_compute_loss else 0
+            for name in net.outputs:
+                sums[name] = sums.get(name, 0) + blobs[name].double()
+        means = {name: total / passes for name, total in sums.items()}
+        if self.params.test_compute_loss:
+            self.log(f"Test loss: {loss / passes:.6g}")
+        for line in _output_lines(net, means):
+            self.log(f"    Test net output {line}")
+        if self.on_test:
+            self.on_test(self, which, means)
         return means
 
-    def snapshot(self) -> Path:
-        """Write ``<prefix>_iter_<n>.safetensors`` and ``.solverstate``; gives the latter's path.
+    def forward_test(self, which: int, n: int) -> Blobs:
+        """The ``n``-th forward pass of a test net."""
+        return self.test_nets[which](self._inputs(self.test_feed, n))
 
-        Both are written beside and renamed, the state last.
+    def snapshot(self) -> Path:
+        """Write ``<prefix>_iter_<n>.caffemodel`` and ``.solverstate``; gives the latter's path.
+
+        ``snapshot_format`` chooses other files. Both are written beside and renamed, the state
+        last, so that the last good snapshot outlives a kill at any moment.
         """
-        stem = f"{self._prefix}_iter_{self.iter}"
-        model, path = Path(f"{stem}.safetensors"), Path(f"{stem}.solverstate")
+        prefix = self.params.snapshot_prefix or self._stem
+        if Path(prefix).is_dir():
+            prefix = str(Path(prefix) / self._stem)
+        weights, state = self.params.snapshot_format.suffixes
+        model, path = (Path(f"{prefix}_iter_{self.iter}{suffix}") for suffix in (weights, state))
+        self.log(f"Snapshotting to {model}")
         save(self.net, model)
-        state = {
-            "iter": self.iter,
+        self.log(f"Snapshotting solver state to {path}")
+        write_state(path, self._state(str(model)))
+        return path
+
+    def _state(self, model: str) -> SolverState:
+        extra = {
             "type": self.params.type,
-            "net": model.name,
-            "history": self.history,
             "losses": list(self.losses),
             "random": self._rng.state(),
             "layers": [_layer_states(net) for net in self.nets],
         }
-        replace_file(path, lambda beside: torch.save(state, beside))
-        self.log(f"iteration {self.iter}, snapshot {path}")
-        return path
+        stream = io.BytesIO()
+        torch.save(extra, stream)
+        histories = [h.detach().cpu().numpy() for of in zip(*self.history, strict=True) for h in of]
+        return SolverState(self.iter, model, self.current_step, histories, stream.getvalue())
 
     def restore(self, path: str | Path) -> None:
-        """Go on from a ``.solverstate``; the run continues with the same bits.
+        """Go on from a ``.solverstate`` or ``.solverstate.h5``, Caffe's own or one written here.
 
-        Raises ValueError where the state is another solver's or another net's.
+        A run that goes on from one written here continues with the same bits. Caffe's says nothing
+        of random numbers and data layers: these are left as they are.
+
+        Raises ValueError where the state is another solver's or another net's; then nothing has
+        changed, except for the weights.
         """
-        path = Path(path)
-        state = torch.load(path, map_location=self.net.device, weights_only=True)
-        if not isinstance(state, dict) or not {"type", "iter", "history"} <= state.keys():
-            raise ValueError(f"{path} is not a solver's state")
-        if state["type"] != self.params.type:
-            raise ValueError(f"{path} is of a {state['type']} solver, this one is {self.params.type}")
-        shapes = [[h.shape for h in history] for history in state["history"]]
-        if shapes != [[h.shape for h in history] for history in self.history]:
-            raise ValueError(f"{path} is of a net with other parameters")
-        load_weights(self.net, path.with_name(state["net"]))
-        self.iter, self.history = state["iter"], state["history"]
-        self.losses.extend(state["losses"])
-        self._rng.restore(state["random"])
-        for net, states in zip(self.nets, state["layers"], strict=False):
-            for name, extra in states.items():
-                net.layer_by_name[name].set_extra_state(extra)
+        state = read_state(path)
+        extra = _extra(path, state.extra)
+        if extra and extra["type"] != self.params.type:
+            raise ValueError(f"{path} is of a {extra['type']} solver, this one is {self.params.type}")
+        mine = [h for of in zip(*self.history, strict=True) for h in of]
+        if [h.size for h in state.history] != [h.numel() for h in mine]:
+            raise ValueError(f"{path} is of another type of solver, or of a net with other parameters")
+        if state.learned_net:
+            load_weights(self.net, _model_of(Path(path), state.learned_net))
+        for history, stored in zip(mine, state.history, strict=True):
+            history.copy_(torch.from_numpy(stored).reshape(history.shape))
+        self.iter, self.current_step = state.iter, state.current_step
+        if extra:
+            self.losses.extend(extra["losses"])
+            self._rng.restore(extra["random"])
+            _set_layer_states(self.nets, extra["layers"])
+
+
+def _quiet(line: str) -> None:
+    """The log of all processes but the first."""
 
 
 def read_params(message: Message) -> SolverParams:
     """Bind a solver spec; raises SpecError with all its mistakes."""
     errors = Errors()
-    params: SolverParams | None = errors.attempt(bind, SolverParams, message, what="a solver")
+    params: SolverParams | None = errors.attempt(
+        bind, SolverParams, message, what="a solver", ignore=NETS.__contains__
+    )
     if params is not None:
         _check(params, message, errors)
     errors.check()
@@ -357,21 +541,108 @@ def _check(params: SolverParams, message: Message, errors: Errors) -> None:
         value = getattr(params, name)
         if value not in choices:
             complain(name, f'unknown {name} "{value}"', did_you_mean(value, choices, "known"))
-    if not (params.net or params.train_net):
+    if params.type in RULES and params.momentum and not RULES[params.type].momentum:
+        complain("momentum", f"{params.type} has no momentum, got {params.momentum:g}")
+    for name in POLICIES[params.lr_policy].needs if params.lr_policy in POLICIES else ():
+        if not getattr(params, name):
+            complain("lr_policy", f'lr_policy "{params.lr_policy}" needs {name}')
+    given = [name for name in ("net", "net_param", "train_net", "train_net_param") if name in message]
+    trains = [name for name in given if name.startswith("train")] or given
+    if not given:
         complain("net", 'a solver needs "net"')
-    if params.lr_policy == "step" and not params.stepsize:
-        complain("lr_policy", 'lr_policy "step" needs stepsize')
+    if len(trains) > 1:
+        complain(trains[1], f"a solver trains one net, given by {' and '.join(trains)}")
     if params.test_interval and not params.test_iter:
         complain("test_interval", "test_interval needs test_iter")
+    _check_tests(params, message, complain)
 
 
-def _layer_states(net: Net) -> dict[str, Any]:
+def _check_tests(params: SolverParams, message: Message, complain: Callable[[str, str], None]) -> None:
+    named = len(params.test_net) + len(message.all("test_net_param"))
+    generic = "net" in message or "net_param" in message
+    tests = len(params.test_iter)
+    if tests < named or (tests > named and not generic):
+        nets = f"{named} test nets" + (" or more" if generic else "")
+        complain("test_iter", f"test_iter is given once for each test net: {nets}, got {tests}")
+    if params.test_state and len(params.test_state) != tests:
+        states = len(params.test_state)
+        complain("test_state", f"test_state is given once for each of {tests} test nets, got {states}")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A net that a solver spec names or holds, and where."""
+
+    net: str | Message
+    place: Any
+
+
+def _sources(params: SolverParams, message: Message) -> tuple[_Source, list[_Source]]:
+    """The net to train, and one to test for each ``test_iter``: those given, then the common one."""
+
+    def given(*names: str) -> Iterator[_Source]:
+        for name in names:
+            for entry in message.all(name):
+                value = entry.value
+                yield _Source(value if isinstance(value, Message) else value.text, value.span)
+
+    train = next(given("train_net_param", "train_net", "net_param", "net"))
+    tests = list(given("test_net_param", "test_net"))
+    common = next(given("net_param", "net"), train)
+    return train, tests + [common] * (len(params.test_iter) - len(tests))
+
+
+def _output_lines(net: Net, outputs: Mapping[str, torch.Tensor]) -> Iterator[str]:
+    """Caffe's lines: ``#0: loss = 0.5 (* 1 = 0.5 loss)``, one for each value of each output."""
+    weights = {
+        top: weight
+        for made in net.built.layers
+        for top, weight in zip(made.tops, made.loss_weights, strict=True)
+    }
+    number = 0
+    for name, blob in outputs.items():
+        for value in blob.detach().flatten().tolist():
+            weight = weights.get(name, 0)
+            term = f" (* {weight:g} = {weight * value:.6g} loss)" if weight else ""
+            yield f"#{number}: {name} = {value:.6g}{term}"
+            number += 1
+
+
+def _extra(path: str | Path, raw: bytes) -> dict[str, Any]:
+    """What a state written here holds beside Caffe's fields; nothing of one that Caffe wrote."""
+    if not raw:
+        return {}
+    try:
+        extra = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load documents none: zip, pickle and key errors among others
+        raise ValueError(f"{path}: broken solver state: {error}") from None
+    if not isinstance(extra, dict) or not {"type", "losses", "random", "layers"} <= extra.keys():
+        raise ValueError(f"{path}: broken solver state")
+    return extra
+
+
+def _model_of(path: Path, learned_net: str) -> Path:
+    """The weights of a state: beside it, as both may have been moved, or where it says."""
+    beside = path.with_name(Path(learned_net).name)
+    return beside if beside.is_file() else Path(learned_net)
+
+
+_LayerStates = dict[str, Any]
+
+
+def _layer_states(net: Net) -> _LayerStates:
     """What layers keep beside their parameters, such as a data layer's position."""
     return {
         name: layer.get_extra_state()
         for name, layer in net.layer_by_name.items()
         if type(layer).get_extra_state is not torch.nn.Module.get_extra_state
     }
+
+
+def _set_layer_states(nets: list[Net], states: list[_LayerStates]) -> None:
+    for net, of_net in zip(nets, states, strict=False):
+        for name, state in of_net.items():
+            net.layer_by_name[name].set_extra_state(state)
 
 
 class _Randomness:
@@ -396,8 +667,12 @@ class _Randomness:
             torch.cuda.set_rng_state(state.cpu(), device)
 
     def __enter__(self) -> None:
-        self.outer = self._current()
+        self.outer, self.start = self._current(), self.kept
         self._set(self.kept)
+
+    def begin(self, states: list[torch.Tensor]) -> None:
+        """Inside of the stream, go back to where it was."""
+        self._set(states)
 
     def __exit__(self, *_: object) -> None:
         self.kept = self._current()

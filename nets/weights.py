@@ -1,28 +1,42 @@
-"""Weights in and out of a net: ``.caffemodel`` (read), ``.safetensors`` and ``.pth`` (both ways).
+"""Weights in and out of a net, matched by layer name and blob index as Caffe does.
 
-Blobs are matched by layer name and index, as Caffe does. ``.safetensors`` and ``.pth`` hold the
-net's ``state_dict``, each shared parameter once.
+===================== ============ ==================================================================
+``.caffemodel``       read, write  Caffe's binary nets, old ones too; layers that share have a copy each
+``.h5``               read, write  Caffe's HDF5; known by its content, whatever the suffix
+``.safetensors``      read, write  the net's ``state_dict``, each shared parameter once
+``.pth``, ``.pt``     read, write  the same, pickled; read as data alone (``weights_only``)
+torchvision's         read         VGG16, GoogLeNet and ResNets in one of these two, by their keys
+``.mat``              read         MatConvNet's simplenn and DagNN
+===================== ============ ==================================================================
+
+A file with another suffix, or none, is read as Caffe's.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import pickle
-from collections.abc import Callable, Iterator
+import re
+import zipfile
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from cortado.layers._runtime.checks import Shape
 from cortado.layers._runtime.layer import Layer
+from cortado.prototxt_like.files import replace_file as replace_file
+from cortado.prototxt_like.schema import encode, enum, message
 from cortado.prototxt_like.source import Errors, SpecError
-from cortado.prototxt_like.wire import read_net
+from cortado.prototxt_like.wire import Array, read_net, write_net
 from safetensors import SafetensorError
-from torch import nn
 
-from .build import BuiltLayer
-from .net import Net, escape
+from . import convert_matconvnet, convert_torchvision, hdf5
+from .build import BuiltLayer, tie
+from .net import Net
+from .stored import Shapes, Stored
 
 
 @dataclass(frozen=True)
@@ -44,160 +58,207 @@ class Report:
         return text
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """One layer's blobs in a file, by index or by attribute name."""
-
-    layer: str
-    blobs: dict[int | str, torch.Tensor]
-
-
 def load(net: Net, path: str | Path) -> Report:
     """Fill a net's parameters from a file, all or nothing; extra layers on either side are fine.
 
-    Where the file gives a shared parameter more than once, the last wins, as in Caffe. Raises
-    :class:`SpecError` at the layers' lines where the number of blobs or a shape differs, ValueError
-    for a file of another kind.
+    Shapes are equal, or the file's has the four axes of Caffe's old formats, 1 in front. Where a
+    shared parameter is given more than once the last wins, as in Caffe. The file's blobs are copied
+    one after the other; it is not held in memory as a whole where it can be mapped.
+
+    Raises :class:`SpecError` at the layers' lines where the number of blobs or a shape differs, or
+    for a broken ``.caffemodel``; ValueError for a file of another kind.
     """
+    path = Path(path)
+    keys = (key for key, _ in net.layers.named_children())
+    targets = {_unescape(key): made for key, made in zip(keys, net.built.layers, strict=True)}
     errors = Errors()
-    by_name = {escape(made.node.name): made for made in reversed(net.built.layers)}
-    pairs: list[tuple[nn.Parameter, torch.Tensor]] = []
+    fills: list[tuple[int, Any]] = []
     unused = []
-    for stored in _read(Path(path)):
-        made = by_name.get(stored.layer)
-        if made is None:
-            if stored.blobs:
-                unused.append(_unescape(stored.layer))
-        else:
-            pairs.extend(errors.attempt(_match, made, stored, Path(path).name) or ())
+    for stored in _read(path, {name: _shapes(made.layer) for name, made in targets.items()}):
+        made = targets.get(stored.layer)
+        if made is not None:
+            fills.extend(errors.attempt(_match, net, made, stored, path.name) or ())
+        elif stored.blobs:
+            unused.append(stored.layer)
     errors.check()
     with torch.no_grad():
-        for parameter, values in pairs:
-            parameter.copy_(values.reshape(parameter.shape))
-    given = {id(parameter) for parameter, _ in pairs}
-    params = net.params
-    filled = tuple(name for name in params if all(id(blob) in given for blob in params[name]))
-    missing = tuple(name for name in params if name not in filled)
+        for index, values in fills:
+            parameter = net.learnable[index].parameter
+            parameter.copy_(_tensor(values).reshape(parameter.shape))
+    given = {index for index, _ in fills}
+    names = {made.node.name: given.issuperset(made.blobs) for made in net.built.layers if made.blobs}
+    filled = tuple(name for name, whole in names.items() if whole)
+    missing = tuple(name for name, whole in names.items() if not whole)
     return Report(str(path), filled, missing, tuple(unused))
 
 
 def save(net: Net, path: str | Path) -> None:
-    """Write a net's parameters, each shared one once; ``.safetensors`` or ``.pth``.
+    """Write a net's parameters to a ``.caffemodel``, ``.h5``, ``.safetensors`` or ``.pth``.
 
-    The file is written beside and renamed, so that a broken write leaves no broken file.
+    The two of Caffe's hold float32; a ``.caffemodel`` holds what Caffe knows of the layers, too. The
+    file is written beside and renamed, so that a broken write leaves no broken file.
     """
     path = Path(path)
-    state = {key: tensor.detach().cpu().contiguous() for key, tensor in _owned(net)}
-    if path.suffix == ".safetensors":
+    if path.suffix == ".caffemodel":
+        save_caffemodel(net, path)
+    elif path.suffix == ".h5":
+        save_hdf5(net, path)
+    elif path.suffix == ".safetensors":
         from safetensors.torch import save_file
 
-        replace_file(path, lambda beside: save_file(state, beside))
+        replace_file(path, lambda beside: save_file(_state(net), beside))
     elif path.suffix in (".pth", ".pt"):
-        replace_file(path, lambda beside: torch.save(state, beside))
+        replace_file(path, lambda beside: torch.save(_state(net), beside))
     else:
-        raise ValueError(f"{path}: weights are saved as .safetensors or .pth")
+        raise ValueError(f"{path}: weights are saved as .caffemodel, .h5, .safetensors or .pth")
 
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside its place, then rename it there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(beside)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+def save_caffemodel(net: Net, path: Path) -> None:
+    """Write a ``.caffemodel``, whatever the path's suffix."""
+    layers = net.built.layers
+    blobs = ((_head(net, made), [_array(blob) for blob in made.layer.blobs]) for made in layers)
+    write_net(path, net.graph.name, blobs)
+
+
+def save_hdf5(net: Net, path: Path) -> None:
+    """Write Caffe's HDF5, whatever the path's suffix."""
+    replace_file(path, lambda beside: hdf5.write(beside, _owned_arrays(net)))
 
 
 def share(net: Net, owner: Net) -> None:
     """Make the parameters of the owner's layers those of ``net``'s layers of the same names."""
-    tied: dict[int, nn.Parameter] = {}
+    theirs = {made.node.name: made for made in reversed(owner.built.layers)}
     for made in net.built.layers:
-        source = owner.layer_by_name.get(made.node.name)
-        if source is None or not made.layer.blob_names:
+        source = theirs.get(made.node.name)
+        if source is None or not made.blobs:
             continue
-        theirs, mine = _shapes(source), _shapes(made.layer)
-        if theirs != mine:
+        if _shapes(source.layer) != _shapes(made.layer):
             raise SpecError(
-                f"{made.node} has blobs {_shown(mine)}, in the net it shares with {_shown(theirs)}",
+                f"{made.node} has blobs {_shown(_shapes(made.layer))}, "
+                f"in the net it shares with {_shown(_shapes(source.layer))}",
                 made.node.span,
             )
-        for attribute, parameter in zip(made.layer.blob_names, source.blobs, strict=True):
-            tied[id(getattr(made.layer, attribute))] = parameter
-            setattr(made.layer, attribute, parameter)
-    for i, blob in enumerate(net.learnable):
-        parameter = tied.get(id(blob.parameter), blob.parameter)
-        net.learnable[i] = dataclasses.replace(blob, parameter=parameter)
+        for attribute, mine, other in zip(made.layer.blob_names, made.blobs, source.blobs, strict=True):
+            parameter = owner.learnable[other].parameter
+            tie(made.layer, attribute, parameter)
+            net.learnable[mine] = dataclasses.replace(net.learnable[mine], parameter=parameter)
 
 
-def _owned(net: Net) -> Iterator[tuple[str, torch.Tensor]]:
+# Writing
+
+
+def _head(net: Net, made: BuiltLayer) -> Any:
+    """The layer as a LayerParameter, its blobs aside; blocks that Caffe lacks are left out."""
+    node = made.node
+    head = encode("LayerParameter", node.message)
+    head.name, head.type = node.name, node.type
+    head.bottom[:], head.top[:] = node.bottoms, node.tops
+    if not head.HasField("phase"):
+        head.phase = enum("Phase").Value(net.graph.state.phase)
+    # Caffe writes down what it takes for granted: a loss's weight, statistics that don't learn.
+    if made.layer.is_loss and not head.loss_weight:
+        head.loss_weight.append(1)
+    if made.layer.statistics:
+        missing = len(made.blobs) - len(head.param)
+        head.param.extend([message("ParamSpec")(lr_mult=0)] * missing)
+    return head
+
+
+def _array(blob: torch.Tensor) -> Array:
+    return blob.detach().cpu().float().numpy()
+
+
+def _owned_arrays(net: Net) -> Iterator[tuple[str, dict[int, Array]]]:
+    for made in net.built.layers:
+        owners = [net.learnable[index].layer for index in made.blobs]
+        own = [i for i, owner in enumerate(owners) if owner == made.node.name]
+        yield made.node.name, {i: _array(made.layer.blobs[i]) for i in own}
+
+
+def _state(net: Net) -> dict[str, torch.Tensor]:
+    """The net's ``state_dict``, each parameter once, under its owner."""
+    state = {}
     seen: set[int] = set()
-    for key, tensor in net.state_dict(keep_vars=True).items():
-        if isinstance(tensor, torch.Tensor) and not key.endswith("_extra_state"):
-            if id(tensor) not in seen:
-                yield key, tensor
-            seen.add(id(tensor))
+    for key, made in zip(net.layers.named_children(), net.built.layers, strict=True):
+        for name, index in zip(made.layer.blob_names, made.blobs, strict=True):
+            if index not in seen:
+                parameter = net.learnable[index].parameter
+                state[f"layers.{key[0]}.{name}"] = parameter.detach().cpu().contiguous()
+            seen.add(index)
+    return state
 
 
-def _read(path: Path) -> list[_Stored]:
+# Reading
+
+
+def _read(path: Path, shapes: Shapes) -> list[Stored]:
+    if path.suffix == ".mat":
+        return convert_matconvnet.read(path, shapes)
+    if path.suffix in (".safetensors", ".pth", ".pt"):
+        state = _read_state(path)
+        return convert_torchvision.convert(state, shapes) or _layers_of(state)
+    if path.suffix == ".h5" or hdf5.is_hdf5(path):
+        return hdf5.read(path)
+    return [Stored(layer.name, dict(enumerate(layer.blobs))) for layer in read_net(path)]
+
+
+def _read_state(path: Path) -> dict[str, torch.Tensor]:
     try:
-        return _parse(path)
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
         raise ValueError(f"{path}: not a file of weights: {error}") from None
+    if not isinstance(state, dict) or not all(map(torch.is_tensor, state.values())):
+        raise ValueError(f"{path}: not a state_dict of tensors")
+    return state
 
 
-def _parse(path: Path) -> list[_Stored]:
-    if path.suffix == ".caffemodel":
-        return [
-            _Stored(escape(layer.name), dict(enumerate(map(torch.from_numpy, layer.blobs))))
-            for layer in read_net(path)
-        ]
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return _layers_of(load_file(path))
-    if path.suffix in (".pth", ".pt"):
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict) or not all(map(torch.is_tensor, state.values())):
-            raise ValueError(f"{path}: not a state_dict of tensors")
-        return _layers_of(state)
-    raise ValueError(f"{path}: weights are read from .caffemodel, .safetensors or .pth")
-
-
-def _layers_of(state: dict[str, torch.Tensor]) -> list[_Stored]:
+def _layers_of(state: dict[str, torch.Tensor]) -> list[Stored]:
     """A state_dict's tensors by layer: "layers.conv1/7x7_s2.weight"."""
-    layers: dict[str, _Stored] = {}
+    layers: dict[str, Stored] = {}
     for key, tensor in state.items():
-        name, _, attribute = key.removeprefix("layers.").rpartition(".")
+        # a shared parameter of two shapes is parametrized
+        plain = re.sub(r"\.parametrizations\.(\w+)\.original$", r".\1", key)
+        name, _, attribute = plain.removeprefix("layers.").rpartition(".")
         if attribute != "_extra_state":
-            layers.setdefault(name, _Stored(name, {})).blobs[attribute] = tensor
+            layers.setdefault(name, Stored(_unescape(name), {})).blobs[attribute] = tensor
     return list(layers.values())
 
 
-def _match(made: BuiltLayer, stored: _Stored, file: str) -> list[tuple[nn.Parameter, torch.Tensor]]:
-    """The layer's parameters with their values; raises SpecError where they don't fit."""
-    names = made.layer.blob_names
-    unknown = [key for key in stored.blobs if key not in names and key not in range(len(names))]
-    indexed = all(isinstance(key, int) for key in stored.blobs)
-    if unknown or (indexed and len(stored.blobs) != len(names)):
+def _match(net: Net, made: BuiltLayer, stored: Stored, file: str) -> list[tuple[int, Any]]:
+    """Indices of the net's parameters with their values; raises SpecError where they don't fit."""
+    names, shapes = made.layer.blob_names, _shapes(made.layer)
+    places: dict[int | str, int] = {name: i for i, name in enumerate(names)}
+    places |= {i: i for i in range(len(names))}
+    given = {places[key]: values for key, values in stored.blobs.items() if key in places}
+    if len(given) < len(stored.blobs) or not _enough(net, made, stored, given):
         theirs = [tuple(blob.shape) for blob in stored.blobs.values()]
         raise SpecError(
-            f"{made.node} has {len(names)} blobs {_shown(_shapes(made.layer))}, "
+            f"{made.node} has {len(names)} blobs {_shown(shapes)}, "
             f"{file} has {len(theirs)} {_shown(theirs)}",
             made.node.span,
         )
     errors = Errors()
-    pairs = []
-    for key, values in stored.blobs.items():
-        name = names[key] if isinstance(key, int) else key
-        parameter = getattr(made.layer, name)
-        if _fits(tuple(values.shape), tuple(parameter.shape)):
-            pairs.append((parameter, values))
-        else:
-            shapes = f"{list(parameter.shape)}, in {file} {list(values.shape)}"
-            errors.add(f"{made.node}: {name} is {shapes}", made.node.span)
+    for i, values in given.items():
+        shape, owner = tuple(values.shape), net.learnable[made.blobs[i]].parameter
+        if not _fits(shape, shapes[i]) and shape != tuple(owner.shape):
+            text = f"{made.node}: {names[i]} is {list(shapes[i])}, in {file} {list(shape)}"
+            errors.add(text, made.node.span)
     errors.check()
-    return pairs
+    return [(made.blobs[i], values) for i, values in given.items()]
+
+
+def _enough(net: Net, made: BuiltLayer, stored: Stored, given: Collection[int]) -> bool:
+    """Whether all blobs are given, where the kind of file asks for all."""
+    owners = [net.learnable[index].layer for index in made.blobs]
+    missing = [owner for i, owner in enumerate(owners) if i not in given]
+    if stored.owners_only:
+        return made.node.name not in missing
+    by_attribute = any(isinstance(key, str) for key in stored.blobs)
+    return by_attribute or not missing
 
 
 def _fits(stored: Shape, wanted: Shape) -> bool:
@@ -206,6 +267,14 @@ def _fits(stored: Shape, wanted: Shape) -> bool:
     return stored == wanted or (
         len(stored) == 4 and extra > 0 and stored[extra:] == wanted and set(stored[:extra]) == {1}
     )
+
+
+def _tensor(values: Any) -> torch.Tensor:
+    """A tensor of an array, which may lie at an odd place of a mapped file, or of an h5py dataset."""
+    if isinstance(values, torch.Tensor):
+        return values
+    dtype = np.promote_types(values.dtype, np.float32)  # in this machine's byte order
+    return torch.from_numpy(np.require(values[()], dtype, ["A", "W"]))
 
 
 def _shapes(layer: Layer) -> list[Shape]:

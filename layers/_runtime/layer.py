@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 from .checks import Shape
 from .params import NoParams
+from .reach import SAME, Reach
 
 
 class Layer(nn.Module):
@@ -20,9 +22,20 @@ class Layer(nn.Module):
     blobs are made in ``__init__`` from the bottoms' shapes and listed, in Caffe's order, in
     ``blob_names``; fillers draw from ``generator``. ``self.training`` is Caffe's phase TRAIN.
 
-    ``tables`` are the bottoms that hold coordinates, which half precision would spoil.
+    ``tables`` are the bottoms that hold coordinates, which half precision would spoil; ``labels``
+    those that never get a gradient, not even with ``force_backward``. A layer whose
+    ``backward_refused`` is true has no backward: asking for it is an error, as in Caffe, and so it is
+    for the gradient of ``refused_bottoms`` (counted from the last if negative), which
+    ``force_backward`` asks for. The parameter blobs of a layer that sets ``statistics`` are kept by
+    the layer itself: their lr_mult is 0. One that sets ``in_place_refused`` does not take its bottom
+    for its top; one that sets ``rereads`` reads its blob again in its backward pass, as layers that
+    wrote it in place later left it. ``shared`` are the bottoms that every item of a batch reads whole:
+    their first axis is not the batch's. One whose tops are not maps over its bottoms, whatever their
+    lengths, sets ``maps`` to false.
     ``type_name`` and ``block`` (the name of its parameters' block in a spec) are set by
-    :func:`~.registry.register`.
+    :func:`~.registry.register`. A net sets ``name``, ``bottoms`` and ``tops``, the names of the
+    layer and of its blobs, and the phase; a layer that needs them for its shapes has ``infer`` as a
+    method of the instance.
     """
 
     Params: ClassVar[type] = NoParams
@@ -31,6 +44,14 @@ class Layer(nn.Module):
     bottom_names: ClassVar[tuple[str, ...]] = ()
     tables: ClassVar[tuple[int, ...]] = ()
     is_loss: ClassVar[bool] = False
+    labels: ClassVar[tuple[int, ...]] = ()
+    backward_refused: ClassVar[bool] = False
+    refused_bottoms: ClassVar[tuple[int, ...]] = ()
+    statistics: ClassVar[bool] = False
+    in_place_refused: ClassVar[bool] = False
+    rereads: ClassVar[bool] = False
+    shared: ClassVar[tuple[int, ...]] = ()
+    maps: ClassVar[bool] = True
     infer: ClassVar[Any]
 
     def __init__(
@@ -42,6 +63,27 @@ class Layer(nn.Module):
         super().__init__()
         self.params = params if params is not None else self.Params()
         self.blob_names: tuple[str, ...] = ()
+        self.name = ""
+        self.bottoms: tuple[str, ...] = ()
+        self.tops: tuple[str, ...] = ()
+
+    @classmethod
+    def multiply_adds(
+        cls, params: Any, bottoms: Sequence[Shape], tops: Sequence[Shape], blobs: Sequence[Shape]
+    ) -> int | None:
+        """Of one forward pass, from the shapes of bottoms, tops and parameter blobs; biases are not
+        counted. None for a layer whose work is of another kind."""
+        return None
+
+    @classmethod
+    def reach(cls, params: Any, i: int, bottom: Shape, j: int, top: Shape) -> tuple[Reach, ...] | None:
+        """How the cells of top ``j`` lie over those of bottom ``i``, for each of the last axes; None
+        where they are not cells of one map. Statistics of a whole map (BatchNorm, MVN) don't count.
+
+        Here: the same cells, if the layer ``maps`` and the lengths after batch and channels are the
+        same.
+        """
+        return (SAME,) * len(top[2:]) if cls.maps and top[2:] == bottom[2:] else None
 
     @property
     def blobs(self) -> list[nn.Parameter]:

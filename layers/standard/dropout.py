@@ -8,11 +8,14 @@ Bottom and top of any shape, the same. The mask is drawn from torch's own genera
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._runtime import parallel
 from .._runtime.checks import Shape
 from .._runtime.layer import Layer
 from .._runtime.params import param
@@ -41,7 +44,13 @@ class Dropout(Layer):
     infer = staticmethod(infer)
 
     def forward(self, bottom: Tensor) -> Tensor:
-        return F.dropout(bottom, self.params.dropout_ratio, self.training)
+        if not self.training or parallel.place()[1] == 1 or not bottom.dim():
+            return F.dropout(bottom, self.params.dropout_ratio, self.training)
+        ones = partial(torch.ones, dtype=bottom.dtype, device=bottom.device)
+        mask = parallel.own_rows(
+            tuple(bottom.shape), lambda shape: F.dropout(ones(shape), self.params.dropout_ratio)
+        )
+        return bottom * mask
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:

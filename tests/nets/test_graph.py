@@ -5,8 +5,10 @@ import subprocess
 import sys
 
 import pytest
-from cortado.nets.graph import State, graph
-from cortado.prototxt_like import SpecError, load, loads
+from cortado.nets.graph import Phase, State, StateFields, graph, merged, with_splits
+from cortado.prototxt_like import SpecError, dump, load, loads, prototxt
+from cortado.prototxt_like.quotes import for_prototxt
+from mutilate import mutilated
 from shared import cases
 
 HEAD = "layer:\n- {name: x, type: Input, top: x}\n"
@@ -26,6 +28,90 @@ def test_rules_as_caffe(case):
 @pytest.mark.parametrize("case", cases("11_outputs_sorted"), ids=lambda case: case.name)
 def test_outputs_are_sorted_by_name(case):
     assert graph(load(case / "net.prototxt"), State("TRAIN")).outputs == ("Mm", "aa", "zz")
+
+
+WIRED = (
+    "04_inplace",
+    "05_bn_scale",
+    "06_",
+    "07_smloss",
+    "08_siamese",
+    "11_leg",
+    "11_loss",
+    "11_two",
+    "12_",
+)
+
+
+@pytest.mark.parametrize("case", cases(*WIRED), ids=lambda case: case.name)
+def test_splits_as_caffe(case):
+    meta = json.loads((case / "meta.json").read_text())
+    state = State(meta["phase"], meta.get("level", 0), tuple(meta.get("stages", ())))
+    made = with_splits(graph(load(case / "net.prototxt"), state))
+    wanted = [(each["name"], each["type"], each["bottoms"], each["tops"]) for each in meta["layers"]]
+    assert [(n.name, n.type, list(n.bottoms), list(n.tops)) for n in made.nodes] == wanted
+    assert list(made.outputs) == meta["outputs"]
+
+
+def test_a_loss_weight_moves_to_the_splits_first_top():
+    layers = "- {name: h, type: Slice, bottom: x, top: [a, b], loss_weight: [0.5, 2]}\n"
+    layers += "- {name: r, type: ReLU, bottom: a, top: r}\n"
+    made = with_splits(graph(loads(HEAD + layers, "net.yaml")))
+    _, h, split, r = made.nodes
+    assert (h.loss_weights, split.loss_weights) == ((0, 2), (0.5, 0))
+    assert (split.name, split.bottoms, split.tops) == (
+        "a_h_0_split",
+        ("a",),
+        ("a_h_0_split_0", "a_h_0_split_1"),
+    )
+    assert r.bottoms == ("a_h_0_split_1",)
+    assert made.outputs == ("a_h_0_split_0", "b", "r")
+    assert [dump(node.message) for node in (h, split, r)] == [
+        "name: h\ntype: Slice\nbottom: x\ntop: [a, b]\nloss_weight: [0, 2]\n",
+        'name: "a_h_0_split"\ntype: "Split"\nbottom: "a"\ntop: ["a_h_0_split_0", "a_h_0_split_1"]\n'
+        "loss_weight: [0.5, 0]\n",
+        'name: r\ntype: ReLU\nbottom: "a_h_0_split_1"\ntop: r\n',
+    ]
+    assert str(split.span) == "net.yaml:3:3"
+    assert with_splits(made) == made
+
+
+def test_solvers_states_are_merged_as_caffe():
+    own = StateFields(Phase.TRAIN, 3, ("a", "b"))
+    assert merged("TEST") == State("TEST")
+    assert merged("TEST", own) == State("TRAIN", 3, ("a", "b"))
+    assert merged("TRAIN", own, StateFields(Phase.TEST, 0, ("b", "c"))) == State(
+        "TEST", 0, ("a", "b", "c")
+    )
+    assert merged("TRAIN", own, StateFields()) == State("TRAIN", 3, ("a", "b"))
+
+
+def test_names_may_be_missing_or_the_same():
+    layers = "- {type: Foo, bottom: x, top: y}\n- {name: a, type: Bar, bottom: y, top: z}\n"
+    made = graph(loads(HEAD + layers + "- {name: a, type: Bar, bottom: z, top: w}"))
+    assert [node.name for node in made.nodes] == ["x", "", "a", "a"]
+    assert [str(node) for node in made.nodes[1:3]] == ["the unnamed Foo layer", 'layer "a"']
+
+
+def test_a_mutilated_net_is_wired_or_refused():
+    net = prototxt.dump(
+        for_prototxt(
+            loads(
+                HEAD
+                + "- {name: a, type: Foo, bottom: x, top: [y, z], include: {phase: TEST, stage: s}}\n"
+                + "- siamese: {input: {i: [x, y]}, output: {o: [p, q]}, layer: ["
+                + "{name: b, type: Bar, bottom: i, top: o, param: {lr_mult: 1}}]}\n"
+            )
+        )
+    )
+    wired = 0
+    for text in mutilated(net, 300):
+        try:
+            with_splits(graph(loads(text, notation="prototxt"), State(stages=("s",))))
+            wired += 1
+        except SpecError as error:
+            print(error)
+    assert 0 < wired < 200
 
 
 def test_needs_no_torch():
@@ -84,6 +170,14 @@ def errors_of(text, *args):
         (
             "- {name: f, type: ReLU, bottom: x, top: y, include: {}, exclude: {}}",
             'layer "f" has both include and exclude rules',
+        ),
+        (
+            "- {name: f, type: ReLU, bottom: x, top: y}\n- {name: g, type: ReLU, bottom: x, top: x}",
+            'layer "g" cannot write "x" in place: layer "f", line 3, reads it, too',
+        ),
+        (
+            "- {name: f, type: Eltwise, bottom: [x, x], top: x}",
+            'layer "f" cannot write "x" in place: it is read twice',
         ),
         (
             "- {name: f, type: ReLU, bottom: x, top: y, propagate_down: [true, false]}",

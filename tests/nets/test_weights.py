@@ -1,11 +1,16 @@
-"""Weights: matched by layer name and index, located mismatches, the three kinds of files."""
+"""Weights: matched by layer name and index, located mismatches, the kinds of files."""
 
+import json
+
+import h5py
+import numpy as np
 import pytest
 import torch
 from cortado.nets.net import Net
 from cortado.nets.weights import load, save
 from cortado.prototxt_like import SpecError, loads
-from cortado.prototxt_like.wire import read_net
+from cortado.prototxt_like.schema import message
+from cortado.prototxt_like.wire import read_net, write_net
 from shared import case, cases
 
 TWINS = """
@@ -29,7 +34,7 @@ def twins(seed=0, text=TWINS):
     return Net(loads(text, name="twins.yaml"), seed=seed)
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("suffix", [".caffemodel", ".h5", ".safetensors", ".pth"])
 def test_round_trip(tmp_path, suffix):
     net, other, path = twins(1), twins(2), tmp_path / f"w{suffix}"
     save(net, path)
@@ -85,10 +90,11 @@ def test_mismatches_are_located_and_nothing_is_filled(tmp_path):
 
 
 def test_other_kinds_of_files_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"read from \.caffemodel, \.safetensors or \.pth"):
+    (tmp_path / "w.npz").write_bytes(b"no weights")
+    with pytest.raises(SpecError, match="w.npz: not a Caffe model, or cut off"):
         load(twins(), tmp_path / "w.npz")
-    with pytest.raises(ValueError, match=r"saved as \.safetensors or \.pth"):
-        save(twins(), tmp_path / "w.caffemodel")
+    with pytest.raises(ValueError, match=r"saved as \.caffemodel, \.h5, \.safetensors or \.pth"):
+        save(twins(), tmp_path / "w.npz")
 
 
 def test_pickles_that_run_code_are_refused(tmp_path):
@@ -116,3 +122,168 @@ def test_a_caffemodel_with_another_number_of_blobs(monkeypatch):
         SpecError, match=r'"ip2" has 1 blobs \[2, 6\], weights.caffemodel has 2 \[2, 6\], \[2\]'
     ):
         load(Net(loads(text, notation="prototxt")), "weights.caffemodel")
+
+
+CAFFES = cases("01_deconv_g", "04_inplace", "05_", "07_smloss_2d", "08_siamese", "11_two_l")
+
+
+@pytest.mark.parametrize("folder", CAFFES)
+def test_a_net_is_saved_as_caffe_saves_it(folder, tmp_path, monkeypatch):
+    """The whole message: every layer's parameters, Splits and what Caffe adds included."""
+    monkeypatch.chdir(folder)
+    meta = json.loads((folder / "meta.json").read_text())
+    net = Net("net.prototxt", meta["phase"], splits=True, weights="weights.caffemodel")
+    save(net, tmp_path / "again.caffemodel")
+    wanted, saved = (
+        message("NetParameter").FromString(path.read_bytes())
+        for path in (folder / "weights.caffemodel", tmp_path / "again.caffemodel")
+    )
+    assert saved == wanted
+
+
+@pytest.mark.parametrize("folder", cases("08_shared_load_order"))
+def test_the_later_copy_of_a_shared_parameter_wins(folder):
+    check(Net(folder / "net.prototxt", "TRAIN", weights=folder / "weights.caffemodel"), folder, "param")
+
+
+@pytest.mark.parametrize("folder", cases("11_load_partial"))
+@pytest.mark.parametrize(("suffix", "kind"), [("", "param"), (".h5", "param_h5")])
+def test_a_file_of_another_net(folder, suffix, kind):
+    net = Net(folder / "net.prototxt", "TRAIN", seed=0)
+    report = load(net, folder / f"weights.caffemodel{suffix}")
+    assert (report.missing, report.unused) == (("only_in_B",), ("only_in_A",))
+    check(net, folder, kind)
+
+
+def check(net, folder, kind):
+    with np.load(folder / "data.npz") as data:
+        keys = [key for key in data.files if key.startswith(f"{kind}/")]
+        for key in keys:
+            name, index = key.removeprefix(f"{kind}/").rsplit("/", 1)
+            np.testing.assert_array_equal(net.params[name][int(index)].detach(), data[key])
+    assert keys
+
+
+@pytest.mark.parametrize("folder", cases("08_siamese"))
+def test_caffes_hdf5(folder, tmp_path):
+    net = Net(folder / "net.prototxt", "TRAIN", weights=folder / "weights.caffemodel.h5")
+    assert net.report.missing == ()
+    save(net, tmp_path / "again.h5")
+    found = []
+    for path in (folder / "weights.caffemodel.h5", tmp_path / "again.h5"):
+        with h5py.File(path) as file:
+            found.append({})
+            file.visititems(lambda name, item, into=found[-1]: into.update({name: describe(item)}))
+    assert found[0] == found[1]
+
+
+def describe(item):
+    return (item.dtype.str, item[()].tolist()) if isinstance(item, h5py.Dataset) else "a group"
+
+
+def test_hdf5_is_known_by_its_content(tmp_path):
+    net = twins(1)
+    save(net, tmp_path / "w.h5")
+    for name in ("w.caffemodel", "w"):
+        (tmp_path / name).write_bytes((tmp_path / "w.h5").read_bytes())
+        assert load(twins(2), tmp_path / name).missing == ()
+
+
+def test_hdf5_that_fits_badly(tmp_path):
+    def write(**blobs):
+        (tmp_path / "w.h5").unlink(missing_ok=True)
+        with h5py.File(tmp_path / "w.h5", "w") as file:
+            for name, shape in blobs.items():
+                file.create_dataset(f"data/ip/{name}", shape, "f4")
+
+    write(**{"0": (2, 144)})
+    with pytest.raises(SpecError, match=r'"ip" has 2 blobs \[2, 144\], \[2\], w.h5 has 1 \[2, 144\]'):
+        load(twins(), tmp_path / "w.h5")
+    write(**{"0": (2, 144), "1": (2**40,)})  # of which nothing is stored
+    with pytest.raises(SpecError, match=r"bias is \[2\], in w.h5 \[1099511627776\]"):
+        load(twins(), tmp_path / "w.h5")
+    write(**{"0": (2, 144), "1": (2,), "2": (2,)})
+    with pytest.raises(SpecError, match="has 2 blobs"):
+        load(twins(), tmp_path / "w.h5")
+    write(kernel=(2, 2))
+    with pytest.raises(ValueError, match='"data/ip/kernel" is no index of a blob'):
+        load(twins(), tmp_path / "w.h5")
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".safetensors", ".pth", ".mat"])
+@pytest.mark.parametrize("raw", [b"", b"no weights", b"\x89HDF\r\n\x1a\n" + bytes(99)])
+def test_broken_files(tmp_path, suffix, raw):
+    (tmp_path / f"w{suffix}").write_bytes(raw)
+    with pytest.raises(ValueError, match=f"w{suffix}: "):
+        load(twins(), tmp_path / f"w{suffix}")
+
+
+@pytest.mark.parametrize("suffix", ["", ".caffemodel", ".h5", ".safetensors", ".pth", ".mat"])
+def test_missing_files(tmp_path, suffix):
+    with pytest.raises((SpecError, OSError), match="No such file"):
+        load(twins(), tmp_path / f"w{suffix}")
+
+
+def test_legacy_axes(tmp_path):
+    """Blobs of Caffe's old files have four axes, 1 in front."""
+    head = message("LayerParameter")
+    blobs = [np.ones((1, 1, 2, 144), np.float32), np.ones((1, 1, 1, 2), np.float32)]
+    write_net(tmp_path / "old.caffemodel", "", [(head(name="ip"), blobs)])
+    net = twins()
+    assert load(net, tmp_path / "old.caffemodel").filled == ("ip", "ip_p")
+    assert torch.equal(net.params["ip_p"][0], torch.ones(2, 144))
+    for shape in ((1, 2, 1, 144), (1, 2, 144), (1, 1, 1, 2, 144)):
+        blobs[0] = np.ones(shape, np.float32)
+        write_net(tmp_path / "old.caffemodel", "", [(head(name="ip"), blobs)])
+        with pytest.raises(SpecError, match=r"weight is \[2, 144\], in old.caffemodel "):
+            load(net, tmp_path / "old.caffemodel")
+
+
+def test_weights_at_odd_places_of_a_file(tmp_path):
+    head = message("LayerParameter")
+    for name in ("n", "nn", "nnn", "nnnn"):
+        blobs = [np.arange(288, dtype=np.float32).reshape(2, 144), np.arange(2, dtype=np.float32)]
+        write_net(tmp_path / "w.caffemodel", name, [(head(name="ip"), blobs)])
+        net = twins()
+        load(net, tmp_path / "w.caffemodel")
+        assert torch.equal(net.params["ip"][0].reshape(-1), torch.arange(288.0))
+
+
+PERMISSIVE = """
+layer:
+- {name: x, type: Input, top: x, input_param: {shape: {dim: [2, 3]}}}
+- name: a
+  type: InnerProduct
+  bottom: x
+  top: a
+  param: [{name: w}]
+  inner_product_param: {num_output: 4}
+- name: b
+  type: InnerProduct
+  bottom: a
+  top: b
+  param: [{name: w, share_mode: PERMISSIVE}, {lr_mult: 0}]
+  inner_product_param: {num_output: 3}
+"""
+
+
+@pytest.mark.parametrize("suffix", [".caffemodel", ".h5", ".safetensors", ".pth"])
+def test_a_parameter_shared_by_two_shapes(tmp_path, suffix):
+    net, other = (Net(loads(PERMISSIVE), seed=seed) for seed in (1, 2))
+    with torch.no_grad():
+        for i, blob in enumerate(net.learnable):
+            blob.parameter.add_(i + 1)
+    save(net, tmp_path / f"w{suffix}")
+    assert load(other, tmp_path / f"w{suffix}").missing == ()
+    for mine, theirs in zip(net.learnable, other.learnable, strict=True):
+        assert torch.equal(mine.parameter, theirs.parameter)
+    torch.save(net.state_dict(), tmp_path / "state.pth")
+    assert load(other, tmp_path / "state.pth").missing == ()
+
+
+def test_half_precision_is_saved_for_caffe_as_float(tmp_path):
+    net = twins().to(torch.bfloat16)
+    save(net, tmp_path / "w.caffemodel")
+    other = twins(2)
+    load(other, tmp_path / "w.caffemodel")
+    assert torch.equal(other.params["ip"][0], net.params["ip"][0].float())

@@ -1,0 +1,59 @@
+"""Caffe's HDF5 weights (``.caffemodel.h5``): ``data/<layer>/<index>``, shared blobs at their owner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from cortado.prototxt_like.wire import Array
+
+from .stored import Stored
+
+MAGIC = b"\x89HDF\r\n\x1a\n"
+
+
+def is_hdf5(path: Path) -> bool:
+    """Whether a file begins as HDF5's do; a file that cannot be read does not."""
+    with suppress(OSError), open(path, "rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+    return False
+
+
+def read(path: Path) -> list[Stored]:
+    """The layers of a file, their blobs as datasets that are read when they are used.
+
+    Raises ValueError for another kind of file, FileNotFoundError for none.
+    """
+    import h5py
+
+    layers: dict[str, Stored] = {}
+
+    def visit(name: str, item: Any) -> None:
+        layer, _, index = name.rpartition("/")
+        if isinstance(item, h5py.Dataset):
+            if not index.isdecimal():
+                raise ValueError(f'{path}: not a Caffe model: "data/{name}" is no index of a blob')
+            layers.setdefault(layer, Stored(layer, {}, owners_only=True)).blobs[int(index)] = item
+
+    try:
+        data = h5py.File(path, "r")["data"]
+        data.visititems(visit)
+    except FileNotFoundError:
+        raise
+    except (OSError, KeyError, RuntimeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a Caffe model in HDF5: {error}") from None
+    return list(layers.values())
+
+
+def write(path: Path, layers: Iterable[tuple[str, Mapping[int, Array]]]) -> None:
+    """Write layers with the blobs that each owns; a layer without any is a group, as in Caffe."""
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        for layer, blobs in layers:
+            group = data.require_group(layer)
+            for index, blob in blobs.items():
+                group.create_dataset(str(index), data=blob)

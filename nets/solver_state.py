@@ -1,0 +1,76 @@
+"""``.solverstate`` files, Caffe's and with what a run needs to go on with the same bits.
+
+A binary SolverState, or the same in HDF5 (``.solverstate.h5``). Caffe passes over what is ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from cortado.prototxt_like import wire
+
+from .weights import replace_file
+
+
+@dataclass(frozen=True)
+class SolverState:
+    """Iterations done, the file of the weights, the steps a policy took, and the histories.
+
+    ``history`` holds each parameter's first tensor, then each one's second. ``extra`` is ours.
+    """
+
+    iter: int
+    learned_net: str
+    current_step: int
+    history: list[npt.NDArray[Any]]
+    extra: bytes = b""
+
+
+def read_state(path: str | Path) -> SolverState:
+    """Read a state; raises ValueError that names the file where it is not one."""
+    if Path(path).suffix == ".h5":
+        return _read_hdf5(Path(path))
+    return SolverState(*wire.read_solver_state(path))
+
+
+def write_state(path: Path, state: SolverState) -> None:
+    """Write a state beside its place, then rename it there."""
+    write = _write_hdf5 if path.suffix == ".h5" else _write_binary
+    replace_file(path, lambda beside: write(beside, state))
+
+
+def _write_binary(path: Path, state: SolverState) -> None:
+    wire.write_solver_state(path, **vars(state))
+
+
+def _read_hdf5(path: Path) -> SolverState:
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            history = file["history"]
+            return SolverState(
+                file["iter"][()].item(),
+                file["learned_net"][()].decode() if "learned_net" in file else "",
+                file["current_step"][()].item(),
+                [history[str(i)][()] for i in range(len(history))],
+                bytes(file["cortado"][()]) if "cortado" in file else b"",
+            )
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a solver's state: {error}") from None
+
+
+def _write_hdf5(path: Path, state: SolverState) -> None:
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        file["iter"] = np.array([state.iter], np.int32)
+        file["learned_net"] = np.bytes_(state.learned_net)
+        file["current_step"] = np.array([state.current_step], np.int32)
+        for i, history in enumerate(state.history):
+            file[f"history/{i}"] = history
+        file["cortado"] = np.frombuffer(state.extra, np.uint8)
