@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := layers nets prototxt_like tools
 
-.PHONY: setup demo test test-slow lint bench gpu clean
+.PHONY: setup demo demo-scnet test test-slow lint bench gpu clean
 
 setup: .venv/installed
 .venv/installed: setup.cfg pyproject.toml constraints.txt
@@ -13,6 +13,9 @@ setup: .venv/installed
 
 demo: setup
 	$(BIN)/cortado demo
+
+demo-scnet: setup
+	$(BIN)/cortado demo_scnet
 
 test: lint
 	$(BIN)/python -m pytest -n 2 -m "not slow"
@@ -24,7 +27,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	rm -rf build/mypy && mkdir -p build/mypy/cortado  # mypy does not see setup.cfg's package_dir: show it the tree as installed
-	ln -sfn $(addprefix $(CURDIR)/,$(wildcard cortado/*.py) cortado/py.typed $(PACKAGES)) build/mypy/cortado
+	ln -sfn $(addprefix $(CURDIR)/,$(wildcard cortado/*.py) cortado/py.typed cortado/pycaffe $(PACKAGES)) build/mypy/cortado
 	MYPYPATH=build/mypy $(BIN)/mypy -p cortado
 
 bench: setup

@@ -34,7 +34,10 @@ w over its bin, under RELEASED where f_g > threshold. ``grad: published``, the r
 is not the derivative of this: it sums w over the bin's matches with f_g > threshold only; and of the
 bins of the matches with w != 0, "no bin" counting as the first, it leaves the first one out.
 
-Nothing larger than a number per match is made: the matches' bins, int32, and sums by bin.
+Nothing larger than a number per match is made: the matches' bins, int32, and sums by bin. The kernels
+take up to 3 bytes a match more for partial sums, whose order depends on the shapes alone. In float32
+they have to move 16 bytes a match forward (the scores twice, bins, top) and 20 backward (the top's
+gradient twice, scores, bins, gradient): 64 and 80 MB for 2000 x 2000 regions.
 
 *Differs from the original:* PAPER has neither threshold, constant nor aspect filter.
 """
@@ -52,8 +55,19 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ._runtime import autocast, boxes
-from ._runtime.checks import BlobError, Shape, expect_axes, expect_floating, expect_same_device
+from ._runtime import autocast, boxes, cuda
+from ._runtime.checks import (
+    BlobError,
+    Shape,
+    deferred,
+    expect_axes,
+    expect_floating,
+    expect_same_device,
+    raise_if,
+    value_flag,
+)
+from ._runtime.dispatch import use_cuda
+from ._runtime.geometry import table_pointers
 from ._runtime.layer import Layer
 from ._runtime.params import choice, param, valid
 from ._runtime.registry import register
@@ -193,10 +207,11 @@ def _box(rois: Tensor) -> tuple[Tensor, ...]:
     """Centre, half extents, log2 of the area, aspect; and whether there is no area."""
     x1, y1, x2, y2 = boxes.corners(rois).double().nan_to_num().clamp(-FAR, FAR).unbind(-1)
     ax, ay = (x2 - x1) / 2, (y2 - y1) / 2
-    flat = (ax <= 0) | (ay <= 0) | (ax * ay == 0)
-    ax, ay = ax.masked_fill(flat, 1), ay.masked_fill(flat, 1)
+    area = ax.clamp(min=0) * ay.clamp(min=0)
+    flat = area == 0
+    ax, ay, area = (x.masked_fill(flat, 1) for x in (ax, ay, area))
     # On a grid of 2^-40, areas whose ratio is a power of two differ by exactly its exponent.
-    mantissa, exponent = torch.frexp(ax * ay)
+    mantissa, exponent = torch.frexp(area)
     octave = exponent + (mantissa.log2() * 2**40).round() / 2**40
     return (x1 + x2) / 2, (y1 + y2) / 2, ax, ay, octave, ax / ay, flat
 
@@ -208,8 +223,9 @@ def bins(left: Tensor, right: Tensor, grid: Grid, max_aspect_ratio: float) -> Te
     x, ax, y, ay, to_scale, to_aspect = right
     for rows in _chunks(found):
         index = (to_scale - from_scale[rows]).floor_().clamp_(-1, grid.scale)
-        column = torch.addcmul(x, u[rows], ax).floor_().clamp_(-1, grid.x)
-        row = torch.addcmul(y, v[rows], ay).floor_().clamp_(-1, grid.y)
+        # not addcmul, which is rounded once or twice as the device likes
+        column = torch.mul(u[rows], ax).add_(x).floor_().clamp_(-1, grid.x)
+        row = torch.mul(v[rows], ay).add_(y).floor_().clamp_(-1, grid.y)
         index.mul_(grid.x + 2).add_(column).mul_(grid.y + 2).add_(row)
         index.add_(((grid.x + 2) + 1) * (grid.y + 2) + 1)  # the border begins at -1
         if math.isfinite(max_aspect_ratio):
@@ -245,16 +261,16 @@ def forward(
     size_a: tuple[float, float],
     size_b: tuple[float, float],
     params: Params,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The top, each match's bin ``[P, S]`` int32, and the votes by bin (float32 or wider)."""
+) -> tuple[Tensor, ...]:
+    """The top, each match's bin ``[P, S]`` int32, the votes by bin (float32 or wider), the frames."""
     grid = Grid.of(params, *size_b)
     left, right = frames(rois_a, rois_b, size_a, size_b, grid, params)
     at = bins(left, right, grid, params.max_aspect_ratio if params.released else math.inf)
     voters, wide = scores if votes is None else votes, _wide(scores)
-    threshold = params.threshold if params.released else 0
 
     def voted(rows: slice) -> Tensor:
-        return (voters[rows].double() - threshold).clamp_(min=0) if threshold else voters[rows]
+        given = voters[rows]
+        return (given.double() - params.threshold).clamp_(min=0) if params.released else given
 
     table = grid.inside(_sums(voted, at, grid))
     table = (table + params.added if params.released else table).to(wide)
@@ -262,7 +278,7 @@ def forward(
     for rows in _chunks(at):
         found = table.index_select(0, at[rows].flatten()).view_as(at[rows])
         top[rows] = found.mul_(scores[rows]) if params.output is Output.SCORES else found
-    return top, at, table
+    return top, at, table, left, right
 
 
 def backward(
@@ -271,10 +287,12 @@ def backward(
     votes: Tensor | None,
     at: Tensor,
     table: Tensor,
+    left: Tensor,
+    right: Tensor,
     grid: Grid,
     params: Params,
 ) -> tuple[Tensor, Tensor | None]:
-    """The gradients of the scores and, if they are two, of the votes."""
+    """The gradients of the scores and, if they are two, of the votes; the frames are not read."""
     voters, wide = scores if votes is None else votes, table.dtype
     product, published = params.output is Output.SCORES, params.grad is Gradient.published
 
@@ -283,7 +301,7 @@ def backward(
         return g * scores[rows] if product else g
 
     def voted(rows: slice) -> Tensor:
-        return voters[rows] > params.threshold
+        return voters[rows].double() > params.threshold
 
     sums = _sums(lambda rows: weight(rows) * voted(rows) if published else weight(rows), at, grid)
     if published:
@@ -315,15 +333,243 @@ def _wide(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+kernels = cuda.Kernels(__file__)
+PIECES = 64  # of the rows, at most, each with sums of its own
+TILE = 512  # bins of a plane that a warp sums in shared memory, 8 bytes each
+SPAN = 8  # boxes of A a thread
+
+
+def forward_cuda(
+    scores: Tensor,
+    votes: Tensor | None,
+    rois_a: Tensor,
+    rois_b: Tensor,
+    size_a: tuple[float, float],
+    size_b: tuple[float, float],
+    params: Params,
+) -> tuple[Tensor, ...]:
+    scores = scores.contiguous()
+    grid = Grid.of(params, *size_b)
+    left, right = frames_cuda(rois_a, rois_b, size_a, size_b, grid, params)
+    voters = scores if votes is None else votes.contiguous()
+    added = params.added if params.released else 0
+    table = _table_cuda(voters, left, right, grid, params, clipped=params.released, added=added)
+    top, at = torch.empty_like(scores), torch.empty_like(scores, dtype=torch.int32)
+    threads = cuda.threads(256)
+    rows, columns = scores.shape
+    kernels.launch(
+        "hough_voting_forward",
+        scores=scores,
+        left=left,
+        right=right,
+        table=table,
+        at=at,
+        top=top,
+        product=params.output is Output.SCORES,
+        rows=rows,
+        columns=columns,
+        span=SPAN,
+        grid=-(-rows // SPAN) * -(-columns // threads),
+        block=threads,
+        **_binning(grid, params),
+    )
+    return top, at, table, left, right
+
+
+def backward_cuda(
+    top_gradient: Tensor,
+    scores: Tensor,
+    votes: Tensor | None,
+    at: Tensor,
+    table: Tensor,
+    left: Tensor,
+    right: Tensor,
+    grid: Grid,
+    params: Params,
+) -> tuple[Tensor, Tensor | None]:
+    top_gradient, scores = top_gradient.contiguous(), scores.contiguous()
+    voters = scores if votes is None else votes.contiguous()
+    times = scores if params.output is Output.SCORES else None
+    published = params.grad is Gradient.published
+    sums = _table_cuda(
+        top_gradient,
+        left,
+        right,
+        grid,
+        params,
+        times=times,
+        voters=voters if published else None,
+        first=_first_cuda(top_gradient, times, at, grid) if published else None,
+    )
+    to_scores = torch.empty_like(scores)
+    to_votes = None if votes is None else torch.empty_like(scores)
+    threads = cuda.threads(256)
+    kernels.launch(
+        "hough_voting_backward",
+        top_gradient=top_gradient,
+        voters=voters if params.released else None,
+        at=at,
+        table=None if times is None else table,
+        sums=sums,
+        to_scores=to_scores,
+        to_votes=to_votes,
+        matches=scores.numel(),
+        threshold=params.threshold,
+        grid=cuda.blocks(scores.numel(), threads),
+        block=threads,
+    )
+    return to_scores, to_votes
+
+
+def frames_cuda(
+    rois_a: Tensor,
+    rois_b: Tensor,
+    size_a: Sequence[float],
+    size_b: Sequence[float],
+    grid: Grid,
+    params: Params,
+) -> tuple[Tensor, Tensor]:
+    """:func:`frames`, which also notes rois that are not finite."""
+    rows, columns = len(rois_a), len(rois_b)
+    left, right = (
+        torch.empty(kinds, count, dtype=torch.float64, device=rois_a.device)
+        for kinds, count in ((4, rows), (6, columns))
+    )
+    a, b, flag = (*map(table_pointers, (rois_a.contiguous(), rois_b.contiguous())), value_flag(rois_a))
+    threads = cuda.threads(256)
+    kernels.launch(
+        "hough_voting_frames",
+        scalar=torch.float64,
+        narrow_a=a["narrow"],
+        wide_a=a["wide"],
+        narrow_b=b["narrow"],
+        wide_b=b["wide"],
+        left=left,
+        right=right,
+        flag=flag,
+        rows=rows,
+        columns=columns,
+        columns_a=rois_a.shape[1],
+        columns_b=rois_b.shape[1],
+        corner_x=size_a[1] - 1,
+        corner_y=size_a[0] - 1,
+        step_x=(2 * size_b[1] - 1) / grid.x,
+        step_y=(2 * size_b[0] - 1) / grid.y,
+        factor=params.scale_bins / (2 * params.scale_range),
+        scale_range=params.scale_range,
+        grid=cuda.blocks(rows + columns, threads),
+        block=threads,
+    )
+    raise_if(flag, "rois_a, rois_b: coordinates that are not finite")
+    return left, right
+
+
+def _table_cuda(
+    given: Tensor,
+    left: Tensor,
+    right: Tensor,
+    grid: Grid,
+    params: Params,
+    times: Tensor | None = None,
+    voters: Tensor | None = None,
+    first: Tensor | None = None,
+    clipped: bool = False,
+    added: float = 0,
+) -> Tensor:
+    """The matches' weights summed by bin ``[total]``, as acc_t; see Weight in the .cu."""
+    (rows, columns), plane = given.shape, grid.x * grid.y
+    threads, device = cuda.threads(256), given.device
+    ranked, order = torch.empty_like(right), torch.empty(columns, dtype=torch.int32, device=device)
+    kernels.launch(
+        "hough_voting_rank",
+        scalar=given.dtype,
+        right=right,
+        ranked=ranked,
+        order=order,
+        columns=columns,
+        grid=cuda.blocks(columns, threads // 32),
+        block=threads,
+    )
+    # 3 bytes a match, or what one table takes
+    pieces = min(rows, PIECES, max(3 * rows * columns // (8 * grid.scale * plane), 1))
+    partial = torch.empty(pieces, grid.scale, plane, dtype=torch.float64, device=device)
+    tile = min(plane, TILE)
+    kernels.launch(
+        "hough_voting_sums",
+        given=given,
+        times=times,
+        voters=voters,
+        threshold=params.threshold,
+        clipped=clipped,
+        left=left,
+        ranked=ranked,
+        order=order,
+        partial=partial,
+        rows=rows,
+        columns=columns,
+        pieces=pieces,
+        tile=tile,
+        shared=threads // 32 * tile * 8,
+        grid=pieces * grid.scale * -(-plane // tile),
+        block=threads,
+        **_binning(grid, params),
+    )
+    table = torch.empty(grid.total, dtype=cuda.accumulator_dtype(given.dtype), device=device)
+    kernels.launch(
+        "hough_voting_table",
+        scalar=given.dtype,
+        partial=partial,
+        first=first,
+        table=table,
+        pieces=pieces,
+        added=added,
+        grid=cuda.blocks(grid.total, threads),
+        block=threads,
+        **_bins(grid),
+    )
+    return table
+
+
+def _first_cuda(given: Tensor, times: Tensor | None, at: Tensor, grid: Grid) -> Tensor:
+    """What :func:`_without_the_first` leaves out, int32 ``[1]``; no bin's index if nothing."""
+    first = torch.full((1,), 2**31 - 1, dtype=torch.int32, device=at.device)
+    threads = cuda.threads(256)
+    kernels.launch(
+        "hough_voting_first",
+        given=given,
+        times=times,
+        bins=at,
+        first=first,
+        matches=at.numel(),
+        grid=min(cuda.blocks(at.numel(), threads), 8 * cuda.multiprocessors(at.device)),
+        block=threads,
+        **_bins(grid),
+    )
+    return first
+
+
+def _bins(grid: Grid) -> dict[str, int]:
+    return {"scale_bins": grid.scale, "x_bins": grid.x, "y_bins": grid.y}
+
+
+def _binning(grid: Grid, params: Params) -> dict[str, float]:
+    return {
+        **_bins(grid),
+        "filtered": params.released and math.isfinite(params.max_aspect_ratio),
+        "max_aspect_ratio": params.max_aspect_ratio,
+    }
+
+
 class Function(torch.autograd.Function):
     @staticmethod
     def forward(
-        scores: Tensor, votes: Tensor | None, *geometry_and_params: Any
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return forward(scores, votes, *geometry_and_params)
+        scores: Tensor, votes: Tensor | None, rois_a: Tensor, rois_b: Tensor, *sizes_and_params: Any
+    ) -> tuple[Tensor, ...]:
+        path = forward_cuda if use_cuda(scores, rois_a, rois_b) else forward
+        return path(scores, votes, rois_a, rois_b, *sizes_and_params)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         scores, votes, _, _, _, size_b, ctx.params = inputs
         ctx.grid = Grid.of(ctx.params, *size_b)
         ctx.mark_non_differentiable(*output[1:])
@@ -332,8 +578,9 @@ class Function(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, top_gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        scores, votes, at, table = ctx.saved_tensors
-        found = backward(top_gradient, scores, votes, at, table, ctx.grid, ctx.params)
+        path = backward_cuda if use_cuda(top_gradient) else backward
+        saved = (*ctx.saved_tensors, ctx.grid, ctx.params)
+        found = path(top_gradient, *saved)
         return *found, None, None, None, None, None
 
 
@@ -383,8 +630,9 @@ def _vote(
     expect_floating(**given)
     expect_same_device(scores=scores, rois_a=rois_a, rois_b=rois_b)
     rois_a, rois_b = rois_a.detach(), rois_b.detach()
-    boxes.expect_finite(rois_a=rois_a)
-    boxes.expect_finite(rois_b=rois_b)
+    if not (deferred(scores) and use_cuda(scores, rois_a, rois_b)):  # the kernels look themselves
+        boxes.expect_finite(rois_a=rois_a)
+        boxes.expect_finite(rois_b=rois_b)
     geometry = rois_a, rois_b, _size("size_a", size_a), _size("size_b", size_b)
     top: Tensor = autocast.apply(Function, scores, votes, *geometry, params)[0]
     return top
@@ -405,6 +653,7 @@ class HoughVoting(Layer):
     Params = Params
     bottom_names = ("scores", "rois_a", "rois_b", "size_a", "size_b", "votes")
     tables = (1, 2, 3, 4)
+    shared = (2, 3, 4)
     infer = staticmethod(infer)
 
     def forward(
@@ -425,19 +674,29 @@ class HoughVoting(Layer):
             return [_sample(rng, "1000 x 1000 regions", 1000, 1000, *photo)]
         if size == "large":
             return [_sample(rng, "2000 x 2000 regions", 2000, 2000, *photo)]
-        released, published = Rule.RELEASED, Gradient.published
         coarse: dict[str, Any] = {"cells": 200.0, "scale_bins": 6}
+        released: dict[str, Any] = {**coarse, "rule": Rule.RELEASED}
+        published = {**released, "grad": Gradient.published}
+        pieces: dict[str, Any] = {"bins_per_cell": 0.7, "scale_bins": 1, "scale_range": 1.0}
+        # 31 x 33 bins of a plane, whose middle one is the first of the second tile
+        fine: dict[str, Any] = {"bins_per_cell": 1.6, "scale_bins": 2}
         small = (40, 60), (52, 48)
         return [
             _sample(rng, "Eq. 9", 6, 7, *small, **coarse),
-            _sample(rng, "Eq. 12", 5, 6, *small, second=True, **coarse),
+            _sample(rng, "Eq. 12", 5, 6, *small, second=True, whole=True, **coarse),
             _sample(rng, "votes alone", 6, 5, *small, output=Output.VOTES, **coarse),
-            _sample(rng, "released", 8, 7, *small, rule=released, **coarse),
-            _sample(rng, "released, two", 7, 5, *small, second=True, rule=released, **coarse),
+            _sample(rng, "released", 8, 7, *small, **released),
+            _sample(rng, "released, two", 7, 5, *small, second=True, **released),
             _sample(rng, "the bins of the paper", 9, 8, (64, 80), (80, 64)),
             _sample(rng, "one bin", 5, 9, *small, cells=1.0, least_cell=1e3, scale_bins=1),
-            _sample(rng, "published", 7, 8, *small, rule=released, grad=published, **coarse),
-            _sample(rng, "several blocks", 37, 40, *small, second=True, check=False, rule=released),
+            _sample(rng, "tiles of a plane", 24, 30, *small, check=False, **fine),
+            _sample(rng, "published", 7, 8, *small, **published),
+            _sample(rng, "published, a first bin", 9, 10, *small, alone=0, **published),
+            _sample(rng, "published, another", 9, 10, *small, alone=3, **published),
+            _sample(
+                rng, "several blocks", 37, 64, *small, second=True, check=False, rule=Rule.RELEASED
+            ),
+            _sample(rng, "pieces of rows", 75, 41, *small, check=False, **pieces),
         ]
 
 
@@ -449,24 +708,49 @@ def _sample(
     size_a: tuple[int, int],
     size_b: tuple[int, int],
     second: bool = False,
+    whole: bool = False,
     check: bool = True,
+    alone: int | None = None,
     **options: Any,
 ) -> Sample:
-    """Integer boxes, B's half of them like A's, A's last without area; scores off the threshold."""
+    """Boxes of whole pixels, B's half of them like A's; scores off the threshold if they are checked.
+
+    ``whole``: tables of integers, B's without the batch column. ``alone``: of the matches with a score
+    that of this box with its like is alone in the lowest bin.
+    """
     params = Params(**options)
+    check = check and params.grad is Gradient.exact
+    rois_a, rois_b = _tables(rng, p, s, size_a, size_b)
+    levels = rng.uniform(0.05, 0.35, (2, p, s)) + 0.4 * (rng.random((2, p, s)) < 0.5)
+    if not check:
+        levels[:, 1] = params.threshold
+    tables = torch.from_numpy(rois_a), torch.from_numpy(rois_b)
+    f, f_g = torch.from_numpy(levels)
+    if alone is not None:
+        grid = Grid.of(params, *size_b)
+        at = bins(*frames(*tables, size_a, size_b, grid, params), grid, params.max_aspect_ratio)
+        f[(at <= at[alone, alone]) | (grid.inside(torch.ones(grid.total))[at] == 0)] = 0
+        f[alone, alone] = 0.7
+    if whole:
+        tables = tables[0].int(), tables[1][:, 1:].int()
+    images = [torch.zeros(1, 1, *size, dtype=torch.float64) for size in (size_a, size_b)]
+    bottoms = (f, *tables, *images, *((f_g,) if second else ()))
+    return Sample(params, bottoms, (0, 5) if second else (0,), name=name, check_gradient=check)
+
+
+def _tables(
+    rng: np.random.Generator, p: int, s: int, size_a: tuple[int, int], size_b: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rois ``[p, 5]``, ``[s, 5]``: some alike, some of twice the other's aspect, some of B's outside of
+    the image and A's last without area."""
     rois_a, rois_b = _rois(rng, p, size_a), _rois(rng, s, size_b)
+    rois_a[1:3, 1:] = (32, 20, 48, 36), (20, 20, 52, 36)
     alike = min(p, s) // 2
     limit = np.array((size_b[1], size_b[0]) * 2) - 1
     rois_b[:alike, 1:] = np.minimum(rois_a[:alike, 1:] + rng.integers(0, 3, (alike, 1)), limit)
+    rois_b[-4:, 1:] = (4, 8, 36, 24), (8, 8, 40, 40), (-30, 8, -8, 36), (8, -30, 36, -8)
     rois_a[-1, 4] = rois_a[-1, 2]
-    levels = rng.uniform(0.05, 0.35, (2, p, s)) + 0.4 * (rng.random((2, p, s)) < 0.5)
-    images = [torch.zeros(1, 1, *size, dtype=torch.float64) for size in (size_a, size_b)]
-    bottoms = [torch.from_numpy(x) for x in (levels[0], rois_a, rois_b)] + images
-    if second:
-        bottoms.append(torch.from_numpy(levels[1]))
-    given = (0, 5) if second else (0,)
-    check = check and params.grad is Gradient.exact
-    return Sample(params, tuple(bottoms), given, name=name, check_gradient=check)
+    return rois_a, rois_b
 
 
 def _rois(rng: np.random.Generator, count: int, size: tuple[int, int]) -> np.ndarray:

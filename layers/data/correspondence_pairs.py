@@ -1,9 +1,7 @@
 """Pairs of views with true correspondences, made from photographs by random homographies.
 
-A pair is two square views of one photograph: the first under a random similarity, the second
-under that and a random homography H about the view's centre (rotation, scale, anisotropy,
-perspective, shift); both then change in contrast, brightness, gamma, colour and noise. A point
-x of the first view lies at H x in the second.
+Two views of one photograph, the second under a random homography, both in changed light: see
+``_runtime/views.py``.
 
 Tops: image1, image2 ``[N, C, S, S]`` (S = ``transform_param.crop_size``; channels, mean and
 scale as ``transform_param`` says), pairs ``[N, P, 5]`` with rows (x1, y1, x2, y2, s) in pixels of
@@ -15,229 +13,53 @@ Sample n depends on the seed and on n alone, so that a run can be resumed or spl
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
+from torch import Tensor
 
+from .._runtime import parallel
 from .._runtime.checks import Shape
-from .._runtime.layer import Layer
 from .._runtime.params import param
 from .._runtime.registry import register
-from .._runtime.transform import TransformParams, read_image, transform
+from .._runtime.transform import transform
+from .._runtime.views import Draw, ViewParams, ViewsLayer, draw_pairs
 
 
 @dataclass(frozen=True)
-class Params:
-    """Ranges are uniform; a scale is drawn log-uniformly, a jitter from exp(+-range)."""
+class Params(ViewParams):
+    """What a batch holds, beside how its views are made."""
 
-    source: tuple[str, ...] = param(
-        doc='photographs: image files, folders of them, or "skimage:NAME" for one of scikit-image\'s'
-    )
     batch_size: int = param(1, low=1, doc="pairs a batch, N")
     num_points: int = param(1000, low=1, doc="rows of the pair table, P")
-    view_rotation: float = param(20.0, low=0, high=180, unit="degrees", doc="of the first view, +-")
-    view_scale_min: float = param(0.8, above=0, unit="photograph pixels per view pixel")
-    view_scale_max: float = param(1.6, above=0, unit="photograph pixels per view pixel")
-    rotation: float = param(45.0, low=0, high=180, unit="degrees", doc="between the views, +-")
-    scale_min: float = param(0.8, above=0, doc="size of the second view's content over the first's")
-    scale_max: float = param(1.25, above=0)
-    anisotropy: float = param(0.15, low=0, doc="log of the stretch along a random axis, +-")
-    perspective: float = param(0.15, low=0, high=0.5, doc="change of depth from centre to border, +-")
-    shift: float = param(0.08, low=0, high=1, unit="view sides", doc="+-")
-    contrast: float = param(0.25, low=0, doc="log of the factor about the mean, +-")
-    brightness: float = param(0.1, low=0, unit="full ranges", doc="+-")
-    gamma: float = param(0.25, low=0, doc="log of the exponent, +-")
-    color: float = param(0.08, low=0, doc="log of each channel's gain, +-")
-    noise: float = param(0.02, low=0, unit="full ranges", doc="largest standard deviation")
-    seed: int = param(-1, doc="-1: drawn when the net is built")
-    transform_param: TransformParams = param(factory=lambda: TransformParams(crop_size=192))
 
 
 def infer(params: Params) -> tuple[Shape, ...]:
     """Shapes of image1, image2, pairs, num_pairs."""
-    n, side = params.batch_size, params.transform_param.crop_size
-    image = (n, params.transform_param.channels, side, side)
+    n = params.batch_size
+    image = (n, *params.image_shape)
     return image, image, (n, params.num_points, 5), (n, 1)
 
 
-def read_photographs(source: str) -> list[np.ndarray]:
-    """The RGB images of one ``source``: a file, a folder, or scikit-image's own by name.
-
-    Raises FileNotFoundError that names the source.
-    """
-    import skimage.data
-
-    folder = Path(source)
-    if source.startswith("skimage:"):
-        folder = Path(skimage.data.__file__).parent
-        paths = [folder / f"{source[8:]}{end}" for end in (".png", ".jpg")]
-        paths = [path for path in paths if path.is_file()]
-    elif folder.is_dir():
-        paths = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in (".png", ".jpg", ".jpeg")]
-    else:
-        paths = [folder] if folder.is_file() else []
-    if not paths:
-        raise FileNotFoundError(f'source "{source}": no image file, folder of images or skimage:NAME')
-    return [read_image(path) for path in paths]
-
-
-class Draw:
-    """Random numbers of one sample."""
-
-    def __init__(self, *seed: int) -> None:
-        self.rng = np.random.default_rng(seed)
-
-    def around(self, half: float) -> float:
-        return float(self.rng.uniform(-half, half))
-
-    def jitter(self, half: float) -> float:
-        """exp of a uniform number of +-half."""
-        return math.exp(self.around(half))
-
-    def log_uniform(self, low: float, high: float) -> float:
-        return math.exp(self.rng.uniform(math.log(low), math.log(high)))
-
-
-def translation(x: float, y: float) -> np.ndarray:
-    return np.array([[1, 0, x], [0, 1, y], [0, 0, 1.0]])
-
-
-def rotation(angle: float) -> np.ndarray:
-    """3 x 3 rotation by an angle in degrees, from x towards y."""
-    c, s = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-    return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
-
-
-def draw_view(params: Params, size: tuple[int, int], draw: Draw) -> np.ndarray:
-    """A random similarity: centred view pixels -> photograph pixels of an image (H, W)."""
-    side = params.transform_param.crop_size
-    scale = draw.log_uniform(params.view_scale_min, params.view_scale_max)
-    scale = min(scale, min(size) / side)
-    angle = draw.around(params.view_rotation)
-    mirror = -1.0 if params.transform_param.mirror and draw.rng.random() < 0.5 else 1.0
-    half = scale * side / 2
-    room = [max(0.0, length / 2 - 0.5 - half) for length in size]
-    y, x = (length / 2 - 0.5 + draw.around(r) for length, r in zip(size, room, strict=True))
-    linear = rotation(angle) @ np.diag([scale * mirror, scale, 1])
-    return translation(x, y) @ linear
-
-
-def draw_homography(params: Params, draw: Draw) -> np.ndarray:
-    """A random homography: centred pixels of the first view -> those of the second."""
-    side = params.transform_param.crop_size
-    axis, stretch = rotation(draw.around(180)), draw.jitter(params.anisotropy)
-    scale = draw.log_uniform(params.scale_min, params.scale_max)
-    linear = axis.T @ np.diag([scale * stretch, scale / stretch, 1]) @ axis
-    homography = rotation(draw.around(params.rotation)) @ linear
-    homography[:2, 2] = [draw.around(params.shift) * side for _ in range(2)]
-    homography[2, :2] = [draw.around(params.perspective) / (side / 2) for _ in range(2)]
-    return homography
-
-
-def project(homography: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Points [P, 2] (x, y) mapped by a 3 x 3 homography."""
-    mapped = np.c_[points, np.ones(len(points))] @ homography.T
-    return mapped[:, :2] / mapped[:, 2:]
-
-
-def warp(image: torch.Tensor, homography: np.ndarray, height: int, width: int) -> torch.Tensor:
-    """Resample an image [C, h, w]: output pixel x takes the image at ``homography`` x, bilinearly,
-    reflected at the borders. Returns [C, height, width]."""
-    m = torch.as_tensor(homography, dtype=torch.float32)
-    y, x = torch.meshgrid(torch.arange(height).float(), torch.arange(width).float(), indexing="ij")
-    u, v, w = (row[0] * x + row[1] * y + row[2] for row in m)
-    size = image.shape[-2:]
-    grid = torch.stack([2 * u / w / (size[1] - 1) - 1, 2 * v / w / (size[0] - 1) - 1], -1)
-    image = image[None].float()
-    return F.grid_sample(image, grid[None], padding_mode="reflection", align_corners=True)[0]
-
-
-def change_light(image: torch.Tensor, params: Params, draw: Draw) -> torch.Tensor:
-    """Random gamma, contrast, brightness, channel gains and noise of an image in 0..255."""
-    image = (image / 255).clamp(1e-3, 1) ** draw.jitter(params.gamma)
-    mean = image.mean()
-    image = (image - mean) * draw.jitter(params.contrast) + mean + draw.around(params.brightness)
-    gain = torch.tensor([draw.jitter(params.color) for _ in range(3)])
-    noise = draw.rng.uniform(0, params.noise) * draw.rng.standard_normal(image.shape, dtype=np.float32)
-    return (image * gain[:, None, None] + torch.from_numpy(noise)).clamp(0, 1) * 255
-
-
-def draw_pairs(
-    params: Params, homography: np.ndarray, view: np.ndarray, size: tuple[int, int], draw: Draw
-) -> tuple[np.ndarray, int]:
-    """A pair table [P, 5] under a homography, and its number of correspondences.
-
-    Points that leave the second view, or that show none of the photograph, are dropped.
-    """
-    side = params.transform_param.crop_size
-    first = draw.rng.uniform(0, side - 1, (3 * params.num_points, 2))
-    second, source = project(homography, first), project(view, first)
-    inside = ((second >= 0) & (second <= side - 1)).all(1)
-    inside &= ((source >= 0) & (source <= [size[1] - 1, size[0] - 1])).all(1)
-    kept = np.flatnonzero(inside)[: params.num_points]
-    table = np.zeros((params.num_points, 5), np.float32)
-    table[:, 4] = -1
-    table[: len(kept)] = np.c_[first[kept], second[kept], np.ones(len(kept))]
-    return table, len(kept)
-
-
 @register("CorrespondencePairs", bottoms=0, tops=4)
-class CorrespondencePairs(Layer):
+class CorrespondencePairs(ViewsLayer):
     """Random pairs of views of the photographs in ``source``; see the module."""
 
     Params = Params
     infer = staticmethod(infer)
 
-    def __init__(
-        self,
-        params: Any,
-        bottom_shapes: tuple[Shape, ...] = (),
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__(params, bottom_shapes, generator)
-        if params.transform_param.crop_size < 2:
-            raise ValueError("CorrespondencePairs needs transform_param.crop_size, the views' side")
-        self.seed = params.seed
-        if self.seed < 0:
-            self.seed = int(torch.randint(2**31, (), generator=generator))
-        self.position = 0  # samples given so far
-        self.photographs: list[torch.Tensor] = []
-
-    def get_extra_state(self) -> torch.Tensor:
-        """The position, so that a restored net goes on with the next sample."""
-        return torch.tensor([self.seed, self.position])
-
-    def set_extra_state(self, state: Any) -> None:
-        self.seed, self.position = (int(value) for value in state)
-
-    def forward(self) -> tuple[torch.Tensor, ...]:
-        if not self.photographs:  # read on first use: building a net opens no image
-            images = [image for source in self.params.source for image in read_photographs(source)]
-            self.photographs = [torch.from_numpy(image.transpose(2, 0, 1).copy()) for image in images]
-        samples = [self.sample(self.position + i) for i in range(self.params.batch_size)]
-        self.position += self.params.batch_size
+    def forward(self) -> tuple[Tensor, ...]:
+        numbers, self.position = parallel.samples(self.position, self.params.batch_size)
+        samples = [self.sample(number) for number in numbers]
         first, second, pairs, count = zip(*samples, strict=True)
         image1 = transform(torch.stack(first), self.params.transform_param)
         image2 = transform(torch.stack(second), self.params.transform_param)
         num_pairs = torch.tensor(count, dtype=torch.float32)[:, None]
         return image1, image2, torch.stack(pairs), num_pairs
 
-    def sample(self, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
+    def sample(self, number: int) -> tuple[Tensor, Tensor, Tensor, int]:
         """Views [3, S, S] in 0..255, pair table and number of pairs of one sample."""
-        params, draw = self.params, Draw(self.seed, number)
-        side = params.transform_param.crop_size
-        photograph = self.photographs[draw.rng.integers(len(self.photographs))]
-        size = (photograph.shape[1], photograph.shape[2])
-        centre = translation(side / 2 - 0.5, side / 2 - 0.5)
-        view = draw_view(params, size, draw) @ np.linalg.inv(centre)
-        homography = centre @ draw_homography(params, draw) @ np.linalg.inv(centre)
-        first = change_light(warp(photograph, view, side, side), params, draw)
-        second = warp(photograph, view @ np.linalg.inv(homography), side, side)
-        second = change_light(second, params, draw)
-        table, count = draw_pairs(params, homography, view, size, draw)
-        return first, second, torch.from_numpy(table), count
+        draw = Draw(self.seed, number)
+        views = self.views(draw)
+        table, count = draw_pairs(views, self.params.num_points, draw)
+        return views.first, views.second, table, count

@@ -32,6 +32,28 @@ class StereoPair:
         pairs = np.c_[self.pairs[:, :2], target][inside]
         return StereoPair(self.left, np.rint(moved).astype(np.uint8), pairs)
 
+    def truth(self, boxes: np.ndarray, known: float = 0.5) -> np.ndarray:
+        """The true matches [K, 5] of boxes [K, 4] in the left image: rows (x1, y1, x2, y2, s).
+
+        A match is the box moved by the median displacement of its pixels whose match is known, cut
+        at the right image's border; s = 1 where those are at least the share ``known`` of the
+        box's pixels, else -1 (and zeros). x2 and y2 are inside; boxes are rounded to pixels.
+        """
+        height, width = self.left.shape[:2]
+        moved = np.full((height, width, 2), np.nan)
+        x, y = np.rint(self.pairs[:, :2]).astype(int).T
+        moved[y, x] = self.pairs[:, 2:] - self.pairs[:, :2]
+        last = np.array([self.right.shape[1] - 1, self.right.shape[0] - 1] * 2)
+        table = np.tile([0.0, 0, 0, 0, -1], (len(boxes), 1))
+        for row, box in zip(table, np.rint(boxes).astype(int), strict=True):
+            x1, y1, x2, y2 = box
+            inside = moved[max(y1, 0) : y2 + 1, max(x1, 0) : x2 + 1].reshape(-1, 2)
+            inside = inside[~np.isnan(inside[:, 0])]
+            if len(inside) and len(inside) >= known * (x2 - x1 + 1) * (y2 - y1 + 1):
+                row[:4] = np.clip(box + np.tile(np.median(inside, 0), 2), 0, last)
+                row[4] = 1
+        return table
+
 
 def motorcycle() -> StereoPair:
     """The Motorcycle pair, with every left pixel whose match is known and visible in the right."""

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import torch
 from cortado.layers import hough_voting as module
+from cortado.layers._runtime import cuda
+from cortado.layers._runtime.dispatch import impl
 from cortado.layers.hough_voting import (
     Gradient,
     Grid,
@@ -12,10 +14,15 @@ from cortado.layers.hough_voting import (
     Output,
     Params,
     Rule,
+    backward,
+    backward_cuda,
     bins,
+    forward,
+    forward_cuda,
     frames,
     hough_voting,
 )
+from cuda_host import needs_compiler, on_host
 from suite import LayerSuite, close
 
 SCORES, A, B = torch.zeros(3, 4), torch.zeros(3, 5), torch.zeros(4, 4)
@@ -64,7 +71,7 @@ def all_bins(sample):
     """The bin of every match of a sample."""
     params, (_, rois_a, rois_b, size_a, size_b, *_) = sample.params, sample.bottoms
     sizes = tuple(size_a.shape[2:]), tuple(size_b.shape[2:])
-    tables = rois_a[:, 1:].tolist(), rois_b[:, 1:].tolist()
+    tables = rois_a[:, -4:].tolist(), rois_b[:, -4:].tolist()
     return [bin_of(r, s, *sizes, params) for r in tables[0] for s in tables[1]]
 
 
@@ -338,7 +345,7 @@ def test_memory_grows_with_the_matches_not_their_square(monkeypatch):
     rois = HoughVoting.samples("paper", np.random.default_rng(0))[0].bottoms[1].float()
     f = torch.rand(1000, 1000, requires_grad=True)
     hough_voting(f, rois, rois, (375, 500), (375, 500)).sum().backward()
-    _, at, table = kept[0]
+    _, at, table, *_ = kept[0]
     assert at.element_size() == 4
     assert table.numel() < 20_000
     assert f.grad.any()
@@ -348,3 +355,101 @@ def test_published_gradient_is_of_the_released_rule():
     with pytest.raises(ValueError) as caught:
         Params(grad=Gradient.published)
     assert str(caught.value) == "grad: published goes with rule: RELEASED"
+
+
+def test_the_threshold_is_the_same_number_in_both_directions():
+    """0.4 in single precision is more than 0.4, in half precision less."""
+    sizes = (50, 50), (50, 50)
+    for dtype, votes in ((torch.float32, True), (torch.float16, False)):
+        f = torch.full((1, 1), 0.4, dtype=dtype, requires_grad=True)
+        top = hough_voting(f, BOXES[:1], BOXES[:1], *sizes, rule="RELEASED", output="VOTES", added=0.0)
+        assert (float(top.detach()) > 0) == votes
+        assert float(torch.autograd.grad(top, f)[0]) == votes
+
+
+def test_a_threshold_of_zero_keeps_votes_from_being_negative():
+    top, gradient = two_by_two([0.6, -0.2, -0.9, 0.3], rule="RELEASED", output="VOTES", threshold=0.0)
+    assert top == pytest.approx([0.91, 0.01, 0.01, 0.91])
+    assert gradient == [2, 0, 0, 2]
+
+
+ODD = (1e300, -1e300, 1e-300, -1e-300, 1e30, 1e-30, -7.25, 0, 0.1, 1, 3, 20, 33.3, 50, 59)
+
+
+@needs_compiler
+@pytest.mark.parametrize("rule", Rule)
+@pytest.mark.parametrize("odd", [False, True])
+def test_kernels_find_the_bins_of_the_cpu(rule, odd):
+    """To the last bit: of whole pixels, where offsets lie on edges, and of what else boxes may hold."""
+    rng, params = np.random.default_rng(0), Params(rule=rule)
+    a, b = (rng.choice(ODD, (n, 4)) if odd else rng.integers(0, 60, (n, 4)) for n in (70, 81))
+    rois = torch.from_numpy(a), torch.from_numpy(b)
+    options = None, *rois, (50, 60), (60, 52), params
+    _, wanted, *wanted_frames = forward(torch.zeros(70, 81), *options)
+    with on_host():
+        _, found, *found_frames = forward_cuda(torch.zeros(70, 81), *options)
+    assert torch.equal(found, wanted)
+    assert len(wanted.unique()) > 20
+    for x, y in zip(found_frames[1:], wanted_frames[1:], strict=True):
+        assert torch.equal(x, y)
+
+
+@needs_compiler
+@pytest.mark.parametrize("column", [0, 2])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_kernels_note_rois_that_are_not_finite(value, column):
+    for tables in ((bad(A, 1, column, value), B), (A, bad(B, 3, column, value))):
+        with on_host(), pytest.raises(ValueError) as caught:
+            forward_cuda(SCORES, None, *tables, (40, 60), (52, 48), Params())
+        assert str(caught.value) == "rois_a, rois_b: coordinates that are not finite"
+
+
+@needs_compiler
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("rule", Rule)
+def test_kernels_keep_what_is_not_finite_in_its_bin(rule, value):
+    scores = torch.rand(2, 2)
+    scores[0, 0] = value
+    options = None, BOXES, BOXES, (100, 100), (100, 100), Params(rule=rule, **PLAIN)
+    top, *_ = forward(scores, *options)
+    with on_host():
+        found, *_ = forward_cuda(scores, *options)
+    assert torch.equal(found.isfinite(), top.isfinite())
+    assert top.isfinite().tolist() == [[False, True], [True, False]]
+
+
+@needs_compiler
+def test_either_path_goes_backward_from_what_the_other_saved():
+    sample = sample_of("released, two")
+    f, rois_a, rois_b, size_a, size_b, f_g = sample.bottoms
+    sizes = tuple(size_a.shape[2:]), tuple(size_b.shape[2:])
+    saved = forward(f, f_g, rois_a, rois_b, *sizes, sample.params)[1:]
+    with on_host():
+        saved_cuda = forward_cuda(f, f_g, rois_a, rois_b, *sizes, sample.params)[1:]
+    rest = Grid.of(sample.params, *sizes[1]), sample.params
+    wanted = backward(f, f, f_g, *saved, *rest)
+    crossed = backward(f, f, f_g, *saved_cuda, *rest)
+    with on_host():
+        found = backward_cuda(f, f, f_g, *saved, *rest)
+    for x, y, z in zip(wanted, crossed, found, strict=True):
+        close(y, x, 1e-13, "torch after kernels")
+        close(z, x, 1e-13, "kernels after torch")
+
+
+@pytest.mark.parametrize("size", ["paper", "large"])
+def test_kernels_take_less_than_8_bytes_a_match(size):
+    (sample,), params = HoughVoting.samples(size, np.random.default_rng(0)), Params()
+    scores, *rois = (x.float() for x in sample.bottoms[:3])
+    grid, forward_plans, backward_plans = Grid.of(params, 333, 500), [], []
+    with impl("cuda"):
+        with cuda.executed_by(forward_plans.append):
+            top, *saved = forward_cuda(scores, None, *rois, (375, 500), (333, 500), params)
+        with cuda.executed_by(backward_plans.append):
+            gradient, _ = backward_cuda(top, scores, None, *saved, grid, params)
+    given = {x.data_ptr() for x in (scores, *rois, top, gradient)}
+    for plans in (forward_plans, backward_plans):
+        tensors = [
+            x.value for plan in plans for x in plan.arguments if isinstance(x.value, torch.Tensor)
+        ]
+        extra = {x.data_ptr(): x.nbytes for x in tensors if x.data_ptr() not in given}
+        assert 4 * scores.numel() < sum(extra.values()) < 8 * scores.numel()

@@ -44,3 +44,17 @@ def test_the_rotation_turns_about_the_centre_from_x_to_y():
         np.zeros((5, 7, 3), np.uint8), np.zeros((5, 7, 3), np.uint8), np.array([[0.0, 0, 4, 2]])
     )
     assert np.allclose(point.warped(quarter).pairs, [[0, 0, 3, 3]])
+
+
+def test_a_boxs_match_is_moved_by_the_median_of_its_known_pixels():
+    x, y = (axis.ravel() for axis in np.meshgrid(np.arange(2, 8), np.arange(6)))
+    d = np.where(x < 5, 1.0, 2.0)
+    pair = StereoPair(
+        np.zeros((6, 8, 3), np.uint8),
+        np.zeros((6, 8, 3), np.uint8),
+        np.c_[x, y, x - d, y].astype(float),
+    )
+    boxes = np.array([[2, 1, 4, 3], [4, 1, 7, 5], [0, 0, 3, 5], [0, 0, 2, 5], [0, 0, 1, 1.0]])
+    wanted = [[1, 1, 3, 3, 1], [2, 1, 5, 5, 1], [0, 0, 2, 5, 1], [0, 0, 0, 0, -1], [0, 0, 0, 0, -1]]
+    assert pair.truth(boxes).tolist() == wanted
+    assert pair.truth(boxes, known=0.3)[3].tolist() == [0, 0, 1, 5, 1]

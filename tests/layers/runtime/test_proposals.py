@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
+from cortado.layers._runtime import proposals
 from cortado.layers._runtime.boxes import iou_matrix
-from cortado.layers.data import proposals
-from cortado.layers.data.proposals import (
+from cortado.layers._runtime.proposals import (
     Regions,
     grow,
     merge,

@@ -1,0 +1,189 @@
+"""What a user would write instead of each layer: torch's operations and autograd, on any device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def normalized(x: Tensor, eps: float = 1e-12) -> Tensor:
+    """ChannelL2Norm."""
+    return F.normalize(x, dim=1, eps=eps)
+
+
+def local_response(
+    x: Tensor, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
+) -> Tensor:
+    """LRN across channels."""
+    return F.local_response_norm(x, size, alpha, beta, k)
+
+
+def read(feature: Tensor, points: Tensor, factor: float = 4.0, offset: float = 0.0) -> Tensor:
+    """ExtractFeature: the features of image points by grid_sample."""
+    height, width = feature.shape[2:]
+    u, v = ((points - offset) / factor).unbind(-1)
+    grid = torch.stack((2 * u / (width - 1) - 1, 2 * v / (height - 1) - 1), dim=-1)
+    grid = grid[:, None].to(feature.dtype)
+    return F.grid_sample(feature, grid, padding_mode="border", align_corners=True)[:, :, 0]
+
+
+def contrastive_loss(
+    feature1: Tensor,
+    feature2: Tensor,
+    pairs: Tensor,
+    margin: float = 1.0,
+    factor: float = 4.0,
+    offset: float = 0.0,
+) -> Tensor:
+    """CorrespondenceContrastiveLoss."""
+    first = read(feature1, pairs[..., :2], factor, offset)
+    difference = first - read(feature2, pairs[..., 2:4], factor, offset)
+    distance, s = difference.norm(dim=1), pairs[..., 4]
+    terms = (s == 1) * distance**2 + (s == 0) * F.relu(margin - distance) ** 2
+    return terms.sum() / (2 * (s >= 0).sum())
+
+
+def nearest(query: Tensor, reference: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
+    """KNN: every distance, then the k least; ``[N, k, P]`` twice."""
+    every = torch.cdist(query.mT, reference.flatten(2).mT)
+    distance, index = every.topk(k, dim=2, largest=False)
+    return distance.mT, index.mT
+
+
+def mined(
+    pairs: Tensor,
+    index: Tensor,
+    reference: Tensor,
+    counts: Tensor,
+    factor: float = 4.0,
+    offset: float = 0.0,
+    apart: float = 16.0,
+) -> tuple[Tensor, ...]:
+    """HardNegativeMining: the table and what is reported with it, image by image, by masks."""
+    tables, positives, true, hards, right = [], [], 0, 0, 0
+    for table, near, count in zip(pairs, index[:, 0], counts[:, 0].tolist(), strict=True):
+        width = reference.shape[3]
+        match = factor * torch.stack((near % width, near // width), dim=1) + offset
+        match = match.to(table.dtype)
+        old, new = table.clone(), table.clone()
+        old[int(count) :, 4] = -1
+        new[:, 4] = -1
+        rows = (old[:, 4] == 1).nonzero()[:, 0]
+        rows = rows[torch.randperm(len(rows), device=rows.device)]
+        new[rows, 2:4] = table[rows.roll(1), 2:4]
+        gap = (new[rows, 2:4] - table[rows, 2:4]).norm(dim=1)
+        new[rows[gap >= apart], 4] = 0
+        away = (match[rows] - table[rows, 2:4]).norm(dim=1)
+        hard = rows[away > apart]
+        new[hard, 2:4], new[hard, 4] = match[hard], 0
+        tables.append(torch.cat((old, new)))
+        positives.append(torch.where(old[:, 4:] == 1, old, old.new_tensor([0, 0, 0, 0, -1])))
+        true, hards, right = true + len(rows), hards + len(hard), right + int((away < 10).sum())
+    return torch.stack(tables), torch.tensor(right / max(true, 1)), torch.stack(positives)
+
+
+def offsets(theta: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """How far from its location each point of a transformed patch lies: x, y ``[N, H, k, W, k]``."""
+    n, _, height, width = theta.shape
+    t1, t2, t4, t5 = theta.view(n, 4, height, 1, width, 1).unbind(1)
+    dx = torch.arange(k, device=theta.device) - (k - 1) / 2
+    dy = dx[:, None, None]
+    return (1 + t1) * dx + t2 * dy, t4 * dx + (1 + t5) * dy
+
+
+def transformed(u: Tensor, theta: Tensor, k: int) -> Tensor:
+    """ConvolutionalSpatialTransformer, relative, by grid_sample."""
+    if theta.shape[1] != 4:
+        raise ValueError("theta with a translation is not written in plain operations")
+    n, _, height, width = u.shape
+    x, y = offsets(theta, k)
+    x = x + torch.arange(width, device=u.device)[:, None]
+    y = y + torch.arange(height, device=u.device)[:, None, None, None]
+    grid = torch.stack((2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1), dim=-1)
+    return F.grid_sample(u, grid.view(n, k * height, k * width, 2), align_corners=True)
+
+
+def deformed(u: Tensor, theta: Tensor, weight: Tensor) -> Tensor:
+    """The transformer and the convolution of its patches, by torchvision's deform_conv2d."""
+    from torchvision.ops import deform_conv2d
+
+    k = weight.shape[2]
+    d = torch.arange(k, device=u.device) - (k - 1) / 2
+    dx, dy = d[:, None, None], d[:, None, None, None]
+    t1, t2, t4, t5 = theta[:, :, None, None].unbind(1)  # [N, 1, 1, H, W]
+    x, y = t1 * dx + t2 * dy, t4 * dx + t5 * dy
+    shift = torch.stack((y, x), dim=3)  # [N, k, k, 2, H, W]
+    return deform_conv2d(u, shift.flatten(1, 3), weight, padding=k // 2)
+
+
+def convolved(u: Tensor, theta: Tensor, weight: Tensor) -> Tensor:
+    """The same in torch's operations: the patches, then a convolution with stride k."""
+    k = weight.shape[2]
+    return F.conv2d(transformed(u, theta, k), weight, stride=k)
+
+
+def cosines(a: Tensor, b: Tensor, exponent: float = 1.0, eps: float = 1e-12) -> Tensor:
+    """RectifiedCosine."""
+    a, b = (F.normalize(x[..., 0, 0] if x.dim() == 4 else x, dim=-1, eps=eps) for x in (a, b))
+    return F.relu(a @ b.mT) ** exponent
+
+
+def replacements(layer: Any) -> Callable[..., Any] | None:
+    """What computes a net's layer in plain operations; None where the layer is just that, or does
+    by its parameters what is not written here."""
+    kind, params = layer.type_name, layer.params
+    if any(getattr(params, name, value) != value for name, value in WRITTEN.items()):
+        return None
+    if any(getattr(params, name).name != value for name, value in CHOSEN.get(kind, {}).items()):
+        return None
+    read_options = {
+        "factor": getattr(params, "downsampling_factor", 0.0),
+        "offset": getattr(params, "coordinate_offset", 0.0),
+    }
+    column = getattr(params, "coord_start_ind", 0)
+    found: dict[str, Callable[..., Any]] = {
+        "ChannelL2Norm": lambda x: normalized(x, params.eps),
+        "LRN": lambda x: local_response(x, params.local_size, params.alpha, params.beta, params.k),
+        "ExtractFeature": lambda feature, pairs: read(
+            feature, pairs[..., column : column + 2], **read_options
+        ),
+        "KNN": lambda query, reference, *counts: nearest(query, reference, params.k),
+        "HardNegativeMining": lambda *bottoms: mined(*bottoms, **read_options),
+        "CorrespondenceContrastiveLoss": lambda feature1, feature2, pairs: contrastive_loss(
+            feature1, feature2, pairs, params.margin, **read_options
+        ),
+        "ConvolutionalSpatialTransformer": lambda u, theta: transformed(u, theta, params.kernel_size),
+        "RectifiedCosine": lambda a, b: cosines(a, b, params.exponent, params.eps),
+    }
+    return found.get(kind)
+
+
+WRITTEN = {"bilinear_interpolation": True, "index_base": 0, "normalized": False}
+CHOSEN = {
+    "ChannelL2Norm": {"eps_mode": "MAX"},
+    "LRN": {"norm_region": "ACROSS_CHANNELS"},
+    "HardNegativeMining": {"mode": "HARD_NEG_AND_RAND_NEG_AND_POS"},
+    "CorrespondenceContrastiveLoss": {"form": "SQUARED_HINGE", "grad": "exact"},
+    "ConvolutionalSpatialTransformer": {"theta_mode": "RELATIVE"},
+}
+"""The parameters that are written here: of all layers, and of each."""
+
+
+def of_torchvision(layer: Any) -> Callable[..., Any] | None:
+    """The operation of torchvision that computes the layer; None where it has none."""
+    if layer.type_name != "ROIPooling":
+        return None
+    params = layer.params
+
+    def pooled(data: Tensor, rois: Tensor) -> Tensor:
+        from torchvision.ops import roi_pool
+
+        size = (params.pooled_h, params.pooled_w)
+        top: Tensor = roi_pool(data, rois.to(data.dtype), size, params.spatial_scale)
+        return top
+
+    return pooled
