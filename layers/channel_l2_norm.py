@@ -5,13 +5,13 @@
 Bottom: ``[N, C, ...]``, any floating type. Top: the same shape and type; sums are in float32 or
 wider. ``eps_mode`` chooses the denominator:
 
-=======  ====================  ================  ==================================================
-mode     denominator           source            at x = 0
-=======  ====================  ================  ==================================================
-MAX      max(|x|, eps)         F.normalize       top 0, gradient g / eps (g: the top's gradient)
-SQRT     sqrt(|x|^2 + eps)     SCNet, eps 1e-10  top 0, gradient g / sqrt(eps)
-NONE     |x|                   UCN (Section 4)   top and gradient NaN
-=======  ====================  ================  ==================================================
+=======  =======================  ================  ===============================================
+mode     denominator              source            at x = 0
+=======  =======================  ================  ===============================================
+MAX      ``max(|x|, eps)``        F.normalize       top 0, gradient g / eps (g: the top's gradient)
+SQRT     ``sqrt(|x|^2 + eps)``    SCNet, eps 1e-10  top 0, gradient g / sqrt(eps)
+NONE     ``|x|``                  UCN (Section 4)   top and gradient NaN
+=======  =======================  ================  ===============================================
 
 MAX is the default: it is UCN's formula wherever that is defined, and finite elsewhere.
 

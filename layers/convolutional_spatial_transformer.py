@@ -29,7 +29,9 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -42,6 +44,7 @@ from ._runtime.checks import BlobError, Shape, expect_axes, expect_floating
 from ._runtime.dispatch import use_cuda
 from ._runtime.layer import Layer
 from ._runtime.params import choice, param, valid
+from ._runtime.reach import Reach
 from ._runtime.registry import register
 from ._runtime.samples import Sample
 
@@ -337,6 +340,20 @@ class ConvolutionalSpatialTransformer(Layer):
     Params = Params
     bottom_names = ("u", "theta")
     infer = staticmethod(infer)
+
+    @classmethod
+    def multiply_adds(
+        cls, params: Any, bottoms: Sequence[Shape], tops: Sequence[Shape], blobs: Sequence[Shape]
+    ) -> int | None:
+        return 4 * math.prod(tops[0])  # each element lies between four
+
+    @classmethod
+    def reach(cls, params: Any, i: int, bottom: Shape, j: int, top: Shape) -> tuple[Reach, ...] | None:
+        """As the identity would have it. Patches overlap in u: on an even grid of k cells for each of
+        u's, an element's is at most (k - 1) / 2 (1 - 1 / k) cells from where its grid has it."""
+        step = Fraction(1, params.kernel_size)
+        aside = (params.kernel_size - 1) * (1 - step if i == 0 else step)
+        return (Reach(1 + aside, step, (step - 1) / 2),) * 2
 
     def forward(self, u: Tensor, theta: Tensor) -> Tensor:
         return convolutional_spatial_transformer(

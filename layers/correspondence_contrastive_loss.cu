@@ -1,3 +1,4 @@
+// with tiles.cu
 // with geometry.cu
 #define COLUMNS 5  // x1, y1, x2, y2, s
 

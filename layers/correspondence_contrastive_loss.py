@@ -416,6 +416,7 @@ class CorrespondenceContrastiveLoss(Layer):
     Params = Params
     bottom_names = ("feature1", "feature2", "pairs", "positives")
     tables = (2,)
+    partly_read = (0, 1)
     is_loss = True
     infer = staticmethod(infer)
 

@@ -1,3 +1,4 @@
+// with tiles.cu
 // with geometry.cu
 
 // top[n, c, p] = feature[n, c] at point p

@@ -16,6 +16,8 @@ Source: UCN, Section 4 ("extract features densely using bilinear interpolation")
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ._runtime import autocast, cuda, geometry
+from ._runtime import autocast, cuda, geometry, tiles
 from ._runtime.checks import (
     BlobError,
     Shape,
@@ -104,7 +106,7 @@ def forward_cuda(
     top, flag = feature.new_empty(n, channels, points), value_flag(pairs)
     kernels.launch(
         "extract_feature_forward",
-        feature=geometry.to_rows(kernels, feature) if rows else feature.contiguous(),
+        feature=tiles.to_rows(kernels, feature) if rows else feature.contiguous(),
         **geometry.table_pointers(pairs.contiguous()),
         top=top,
         flag=flag,
@@ -119,7 +121,7 @@ def forward_cuda(
         factor=factor,
         offset=offset,
         bilinear=bilinear,
-        grid=geometry.tiles(n, channels, points),
+        grid=tiles.blocks(n, channels, points),
         block=cuda.threads(256),
     )
     raise_if(flag, "pairs: coordinates that are not finite")
@@ -163,7 +165,7 @@ def backward_cuda(
     gradient = top_gradient.new_empty(n, channels, height, width)
     kernels.launch(
         "extract_feature_backward",
-        top_gradient=geometry.to_rows(kernels, top_gradient) if rows else top_gradient.contiguous(),
+        top_gradient=tiles.to_rows(kernels, top_gradient) if rows else top_gradient.contiguous(),
         **geometry.by_cell(kernels, keys, height * width, top_gradient.dtype),
         along=along,
         below=below,
@@ -174,7 +176,7 @@ def backward_cuda(
         height=height,
         width=width,
         bilinear=bilinear,
-        grid=geometry.tiles(n, channels, height * width),
+        grid=tiles.blocks(n, channels, height * width),
         block=threads,
     )
     return gradient
@@ -246,7 +248,14 @@ class ExtractFeature(Layer):
     Params = Params
     bottom_names = ("feature", "pairs")
     tables = (1,)
+    partly_read = (0,)
     infer = staticmethod(infer)
+
+    @classmethod
+    def multiply_adds(
+        cls, params: Any, bottoms: Sequence[Shape], tops: Sequence[Shape], blobs: Sequence[Shape]
+    ) -> int | None:
+        return 4 * math.prod(tops[0]) if params.bilinear_interpolation else None
 
     def forward(self, feature: Tensor, pairs: Tensor) -> Tensor:
         return _extract(self.params, feature, pairs)

@@ -9,17 +9,17 @@ number of rows of each image that are valid, ``[N, 1]``: later rows have s = -1 
 A true match whose neighbour is farther than ``pixel_threshold`` image pixels from (x2, y2) has a
 hard negative (x1, y1, neighbour's image point, 0). By ``mode`` the first top holds
 
-============================  ===========  ======================================================
-mode                          shape        rows
-============================  ===========  ======================================================
-NO_PROCESSING                 [N, P, 5]    as they are
-HARD_NEG_AND_POS              [N, P, 5]    a hard negative in place of its true match
-HARD_NEG_RETAIN_POS           [N, 2 P, 5]  as they are; then hard negatives in their rows, else -1
-HARD_NEG_AND_RAND_NEG_AND_POS [N, 2 P, 5]  as they are; then a negative of each true match: the hard
-                                           one or, where there is none, a random one
-HARD_NEG_TRIPLET              [N, P, 7]    (x, y, x+, y+, x-, y-, valid): x- the hard negative,
-                                           valid 1; without one x- is x+ and valid 0
-============================  ===========  ======================================================
+=============================  ===========  =====================================================
+mode                           shape        rows
+=============================  ===========  =====================================================
+NO_PROCESSING                  [N, P, 5]    as they are
+HARD_NEG_AND_POS               [N, P, 5]    a hard negative in place of its true match
+HARD_NEG_RETAIN_POS            [N, 2 P, 5]  as they are; then hard negatives in their rows, else -1
+HARD_NEG_AND_RAND_NEG_AND_POS  [N, 2 P, 5]  as they are; then a negative of each true match: the hard
+                                            one or, where there is none, a random one
+HARD_NEG_TRIPLET               [N, P, 7]    (x, y, x+, y+, x-, y-, valid): x- the hard negative,
+                                            valid 1; without one x- is x+ and valid 0
+=============================  ===========  =====================================================
 
 A random negative is the target of another true match of the image, each being taken once: the
 targets move along one random cycle, a permutation without a fixed point. It is ignored (s = -1)
@@ -272,6 +272,7 @@ class HardNegativeMining(Layer):
     Params = Params
     bottom_names = ("pairs", "index", "reference", "num_coords")
     tables = (0,)
+    partly_read = (2,)
     infer = staticmethod(infer)
 
     def __init__(

@@ -29,6 +29,8 @@ Source: UCN, Section 4 (hard negative mining by K-NN in a layer).
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -524,6 +526,12 @@ class KNN(Layer):
     Params = Params
     bottom_names = ("query", "reference", "num_query", "num_reference")
     infer = staticmethod(infer)
+
+    @classmethod
+    def multiply_adds(
+        cls, params: Any, bottoms: Sequence[Shape], tops: Sequence[Shape], blobs: Sequence[Shape]
+    ) -> int | None:
+        return math.prod(bottoms[0]) * math.prod(bottoms[1][2:])
 
     def forward(
         self,

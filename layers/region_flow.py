@@ -125,6 +125,7 @@ class RegionFlow(Layer):
 
     bottom_names = ("scores", "rois_a", "rois_b", "image1", "image2")
     tables = (1, 2)
+    maps = False
     infer = staticmethod(infer)
 
     def forward(

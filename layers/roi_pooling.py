@@ -28,6 +28,7 @@ Source: Fast R-CNN (Girshick, ICCV 2015), Section 2.1, and its Caffe layer; SCNe
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -36,7 +37,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ._runtime import autocast, boxes
+from ._runtime import autocast, boxes, cuda, tiles
 from ._runtime.checks import (
     BlobError,
     Shape,
@@ -45,7 +46,9 @@ from ._runtime.checks import (
     expect_floating,
     expect_same_device,
     raise_if,
+    value_flag,
 )
+from ._runtime.dispatch import use_cuda
 from ._runtime.layer import Layer
 from ._runtime.params import choice, param, valid
 from ._runtime.registry import register
@@ -242,10 +245,70 @@ def backward(top_gradient: Tensor, argmax: Tensor, image: Tensor, data: Shape) -
     return gradient.to(top_gradient.dtype)
 
 
+kernels = cuda.Kernels(__file__)
+SUMS = 40 * 1024  # bytes of a block's sums in shared memory
+
+
+def forward_cuda(
+    data: Tensor, rois: Tensor, params: Params, keep: bool
+) -> tuple[Tensor, Tensor | None]:
+    number, channels, height, width = data.shape
+    bins, exact = params.pooled_h * params.pooled_w, params.edges is Edges.exact
+    top = data.new_empty(len(rois), channels, params.pooled_h, params.pooled_w)
+    argmax = torch.empty_like(top, dtype=torch.int32) if keep else None
+    flag = value_flag(rois)
+    kernels.launch(
+        "roi_pooling_forward",
+        map=tiles.to_rows(kernels, data),
+        narrow=None if exact else rois.float().contiguous(),
+        wide=rois.double().contiguous() if exact else None,
+        top=top,
+        argmax=argmax,
+        flag=flag,
+        channels=channels,
+        height=height,
+        width=width,
+        last_image=number - 1,
+        pooled_h=params.pooled_h,
+        pooled_w=params.pooled_w,
+        scale=params.spatial_scale,
+        grid=tiles.blocks(len(rois), channels, bins),
+        block=cuda.threads(256),
+    )
+    raise_if(flag, f"rois: a row that is not finite, or a batch index that is not in 0..{number - 1}")
+    return top, argmax
+
+
+def backward_cuda(top_gradient: Tensor, argmax: Tensor, image: Tensor, data: Shape) -> Tensor:
+    number, channels, height, width = data
+    gradient = top_gradient.new_empty(data)
+    size = cuda.accumulator_dtype(top_gradient.dtype).itemsize
+    bands = -(-height * width * size // SUMS)
+    band = -(-height * width // max(bands, 1))
+    warps = min(cuda.threads(256) // 32, SUMS // (max(band, 1) * size))
+    kernels.launch(
+        "roi_pooling_backward",
+        top_gradient=top_gradient.contiguous(),
+        argmax=argmax,
+        image=image,
+        gradient=gradient,
+        channels=channels,
+        rois=len(image),
+        bins=math.prod(argmax.shape[2:]),
+        cells=height * width,
+        band=band,
+        bands=bands,
+        grid=number * channels * bands,
+        block=32 * warps,
+        shared=warps * band * size,
+    )
+    return gradient
+
+
 class Function(torch.autograd.Function):
     @staticmethod
     def forward(data: Tensor, rois: Tensor, params: Params, keep: bool) -> tuple[Tensor, Tensor | None]:
-        return forward(data, rois, params, keep)
+        return (forward_cuda if use_cuda(data, rois) else forward)(data, rois, params, keep)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None]) -> None:
@@ -260,7 +323,8 @@ class Function(torch.autograd.Function):
     def backward(ctx: Any, top_gradient: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         rois, argmax = ctx.saved_tensors
         image = rois[:, 0].nan_to_num().clamp(0, max(ctx.shape[0] - 1, 0)).long()
-        return backward(top_gradient, argmax, image, ctx.shape), None, None, None
+        path = backward_cuda if use_cuda(top_gradient, argmax) else backward
+        return path(top_gradient, argmax, image, ctx.shape), None, None, None
 
 
 def roi_pooling(
@@ -288,8 +352,9 @@ def _pool(params: Params, data: Tensor, rois: Tensor) -> Tensor:
     expect_floating(data=data)
     expect_same_device(data=data, rois=rois)
     rois = rois.detach()
-    boxes.expect_finite(rois=rois)
-    _expect_images(rois, data.shape[0])
+    if not (deferred(rois) and use_cuda(data, rois)):  # the kernel looks at what it reads
+        boxes.expect_finite(rois=rois)
+        _expect_images(rois, data.shape[0])
     keep = torch.is_grad_enabled() and data.requires_grad
     top: Tensor = autocast.apply(Function, data, rois, params, keep)[0]
     return top
@@ -310,6 +375,8 @@ class ROIPooling(Layer):
     Params = Params
     bottom_names = ("data", "rois")
     tables = (1,)
+    shared = (0,)
+    maps = False
     infer = staticmethod(infer)
 
     def forward(self, data: Tensor, rois: Tensor) -> Tensor:
@@ -318,7 +385,14 @@ class ROIPooling(Layer):
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:
         def sample(
-            name: str, shape: Shape, number: int, beyond: float, *options: Any, check: bool = True
+            name: str,
+            shape: Shape,
+            number: int,
+            beyond: float,
+            *options: Any,
+            check: bool = True,
+            whole: bool = False,
+            ties: bool = False,
         ) -> Sample:
             """Rois whose corners are not near a half, some of them outside by ``beyond`` maps."""
             params, (height, width) = Params(*options), shape[2:]
@@ -327,15 +401,17 @@ class ROIPooling(Layer):
             corner = np.sort(corner, axis=1) + rng.uniform(-0.4, 0.4, corner.shape)
             image = rng.integers(0, shape[0], (number, 1))
             rois = np.concatenate((image, corner.reshape(-1, 4) / params.spatial_scale), axis=1)
+            table = torch.from_numpy(rois)
             planes = [distinct(rng, (height, width)) for _ in range(shape[0] * shape[1])]
             data = torch.stack(planes).view(shape)
-            bottoms = data, torch.from_numpy(rois)
-            return Sample(params, bottoms, name=name, check_gradient=check)
+            bottoms = (2 * data).round() if ties else data, table.int() if whole else table
+            return Sample(params, bottoms, name=name, check_gradient=check and not ties)
 
         if size == "paper":
             return [sample("VGG16, 1000 regions", (1, 512, 30, 40), 1000, 0.0, 7, 7, 1 / 16)]
         if size == "large":
             return [sample("two images, 2000 regions", (2, 512, 60, 80), 2000, 0.0, 7, 7, 1 / 16)]
+        middle = torch.tensor([[0.0, 44, 30, 47, 31]], dtype=torch.float64)  # where a block's band ends
         return [
             sample("two images", (2, 3, 6, 7), 5, 0.0, 2, 3, 0.25),
             sample("partly outside", (2, 2, 5, 4), 9, 0.8, 3, 2, 1.0),
@@ -343,5 +419,15 @@ class ROIPooling(Layer):
             sample("one bin", (3, 1, 6, 5), 4, 0.1, 1, 1, 1 / 16),
             sample("one cell", (1, 3, 1, 1), 2, 0.0, 2, 2, 0.5),
             sample("released edges", (1, 1, 3, 58), 6, 0.1, 1, 7, 1.0, Edges.released),
+            sample("integers", (2, 2, 5, 6), 4, 0.2, 2, 2, 0.25, Edges.released, whole=True),
+            sample("ties", (1, 2, 6, 5), 5, 0.1, 2, 2, 0.5, ties=True),
+            sample("many rois", (2, 2, 4, 3), 70, 0.1, 1, 2, 0.5, check=False),
             sample("several blocks", (2, 33, 9, 11), 5, 0.1, 3, 3, 1 / 16, check=False),
+            sample("whole blocks", (2, 32, 4, 8), 3, 0.1, 4, 8, 0.5, check=False),
+            Sample(
+                Params(2, 4),
+                (distinct(rng, (1, 1, 61, 89)), middle),
+                name="a large map",
+                check_gradient=False,
+            ),
         ]

@@ -8,7 +8,9 @@ and a Deconvolution count the other way round, and a bias has fan_in 1. So it is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import Enum
 
@@ -48,22 +50,50 @@ class FillerParams:
     min: float = param(0.0, doc="uniform: lower bound")
     max: float = param(1.0, doc="uniform: upper bound")
     mean: float = param(0.0, doc="gaussian")
-    std: float = param(1.0, above=0, doc="gaussian")
+    std: float = param(1.0, doc="gaussian: above 0")
     sparse: int = param(-1, low=-1, doc="gaussian: expected non-zero weights an output, -1 for all")
     variance_norm: VarianceNorm = param(VarianceNorm.FAN_IN, doc="xavier and msra")
 
     def __post_init__(self) -> None:
         if self.sparse != -1 and self.type is not FillerType.gaussian:
             raise ValueError(f"filler {self.type.name} cannot be sparse, only gaussian can")
-        if self.min > self.max:
-            raise ValueError(f"filler: min {self.min:g} is above max {self.max:g}")
+        if self.type is FillerType.uniform and self.min > self.max:
+            raise ValueError(f"uniform filler: min {self.min:g} is above max {self.max:g}")
+        if self.type is FillerType.gaussian and not self.std > 0:
+            raise ValueError(f"gaussian filler: std must be above 0, got {self.std:g}")
+
+
+_device = ContextVar("_device", default="cpu")
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Parameter blobs made here have a shape, but neither values nor memory."""
+    token = _device.set("meta")
+    try:
+        yield
+    finally:
+        _device.reset(token)
 
 
 def parameter(shape: Shape, filler: FillerParams, generator: torch.Generator | None) -> nn.Parameter:
     """A new parameter blob of this shape, filled; raises ValueError if the filler does not suit it."""
-    blob = torch.empty(shape)
-    _FILL[filler.type](blob, filler, generator)
+    blob = torch.empty(shape, device=_device.get())
+    _expect_suited(shape, filler)
+    if not blob.is_meta:
+        _FILL[filler.type](blob, filler, generator)
     return nn.Parameter(blob)
+
+
+def _expect_suited(shape: Shape, filler: FillerParams) -> None:
+    if not math.prod(shape):
+        raise ValueError(f"{filler.type.name} filler: the blob {list(shape)} has no elements")
+    if not shape and (filler.type in _BY_AXES or filler.sparse >= 0):
+        raise ValueError(f"{filler.type.name} filler: a blob with axes is needed, not a scalar")
+    if shape and filler.sparse > shape[0]:
+        raise ValueError(f"gaussian filler: sparse {filler.sparse} exceeds {shape[0]} outputs")
+    if filler.type is FillerType.bilinear and (len(shape) != 4 or shape[2] != shape[3]):
+        raise ValueError(f"bilinear filler: a square 4-D weight is needed, not {list(shape)}")
 
 
 def _fan(blob: Tensor, norm: VarianceNorm) -> float:
@@ -87,8 +117,6 @@ def _uniform(blob: Tensor, filler: FillerParams, generator: torch.Generator | No
 def _gaussian(blob: Tensor, filler: FillerParams, generator: torch.Generator | None) -> None:
     blob.normal_(filler.mean, filler.std, generator=generator)
     if filler.sparse >= 0:
-        if filler.sparse > blob.shape[0]:
-            raise ValueError(f"gaussian filler: sparse {filler.sparse} exceeds {blob.shape[0]} outputs")
         blob *= torch.empty_like(blob).bernoulli_(filler.sparse / blob.shape[0], generator=generator)
 
 
@@ -108,8 +136,6 @@ def _positive_unitball(blob: Tensor, filler: FillerParams, generator: torch.Gene
 
 
 def _bilinear(blob: Tensor, filler: FillerParams, generator: torch.Generator | None) -> None:
-    if blob.dim() != 4 or blob.shape[2] != blob.shape[3]:
-        raise ValueError(f"bilinear filler: a square 4-D weight is needed, not {list(blob.shape)}")
     factor = math.ceil(blob.shape[3] / 2)
     centre = (blob.shape[3] - 1) / (2 * factor)
     tent = 1 - (torch.arange(blob.shape[3]) / factor - centre).abs()
@@ -125,3 +151,5 @@ _FILL: dict[FillerType, Callable[[Tensor, FillerParams, torch.Generator | None],
     FillerType.positive_unitball: _positive_unitball,
     FillerType.bilinear: _bilinear,
 }
+
+_BY_AXES = {FillerType.xavier, FillerType.msra, FillerType.positive_unitball}

@@ -1,10 +1,8 @@
-// Maps read at image points, and the adjoint: geometry.py's rules on the device.
+// Maps read at image points, and the adjoint: geometry.py's rules on the device. With tiles.cu.
 //
-// A block computes a tile, TILE channels by TILE points or cells. A map or a gradient is either
-// [N, C, L], where neighbouring threads take neighbouring points or cells, or rows [N, L, C], where
-// they take neighbouring channels; the tile in shared memory turns the one into the other.
-#define TILE 32
-#define FOR_TILE(i) for (int i = threadIdx.x; i < TILE * TILE; i += blockDim.x)
+// A map or a gradient is either [N, C, L], where neighbouring threads take neighbouring points or
+// cells, or rows [N, L, C], where they take neighbouring channels; the tile turns the one into the
+// other.
 
 struct Map {
     int height, width;
@@ -63,46 +61,6 @@ __device__ inline acc_t value_at(
     const acc_t upper = acc_t(at[0]) * (1 - spot.along) + acc_t(at[right]) * spot.along;
     const acc_t lower = acc_t(under[0]) * (1 - spot.along) + acc_t(under[right]) * spot.along;
     return upper * (1 - spot.below) + lower * spot.below;
-}
-
-struct Tile {
-    long long image;
-    int channel, first;
-};
-
-// The tile of a block: of one image's neighbouring tiles, those of the same channels come first
-__device__ inline Tile tile_of(int channels, int length) {
-    const int lines = (channels + TILE - 1) / TILE, columns = (length + TILE - 1) / TILE;
-    const int line = blockIdx.x / columns, column = blockIdx.x % columns;
-    return {line / lines, line % lines * TILE, column * TILE};
-}
-
-// A tile [channel][place] written to [N, C, L]
-__device__ inline void write_tile(
-    const acc_t (&tile)[TILE][TILE + 1], const Tile& at, scalar_t* to, int channels, int length) {
-    FOR_TILE(i) {
-        const int channel = at.channel + i / TILE, place = at.first + i % TILE;
-        if (channel < channels && place < length)
-            to[(at.image * channels + channel) * length + place] = scalar_t(tile[i / TILE][i % TILE]);
-    }
-}
-
-// [N, C, L] -> [N, L, C]
-extern "C" __global__ void __launch_bounds__(256) to_rows(
-    const scalar_t* __restrict__ source, scalar_t* __restrict__ target, int channels, int length) {
-    __shared__ acc_t tile[TILE][TILE + 1];
-    const Tile at = tile_of(channels, length);
-    FOR_TILE(i) {
-        const int channel = at.channel + i / TILE, place = at.first + i % TILE;
-        if (channel < channels && place < length)
-            tile[i / TILE][i % TILE] = acc_t(source[(at.image * channels + channel) * length + place]);
-    }
-    __syncthreads();
-    FOR_TILE(i) {
-        const int channel = at.channel + i % TILE, place = at.first + i / TILE;
-        if (channel < channels && place < length)
-            target[(at.image * length + place) * channels + channel] = scalar_t(tile[i % TILE][i / TILE]);
-    }
 }
 
 // start[n, cell] = how many of image n's keys, which ascend, lie below the cell; cells + 1 of them

@@ -135,13 +135,6 @@ def expect_finite(points: Tensor, **tables: Tensor) -> None:
 
 # What the kernels of geometry.cu need; ``kernels`` are a layer's, whose text is with that file.
 
-TILE = 32
-
-
-def tiles(images: int, channels: int, length: int) -> int:
-    """Blocks for ``[N, C, L]``."""
-    return images * -(-channels // TILE) * -(-length // TILE)
-
 
 def table_pointers(table: Tensor) -> dict[str, Tensor | None]:
     """The two arguments that stand for a contiguous table of any type."""
@@ -157,23 +150,6 @@ def rows_pay(points: int, cells: int) -> bool:
     vain, but the turn moves the whole map twice.
     """
     return 5 * points > cells
-
-
-def to_rows(kernels: cuda.Kernels, x: Tensor) -> Tensor:
-    """``[N, C, ...]`` -> ``[N, L, C]``, by a kernel."""
-    x = x.contiguous().flatten(2)
-    n, channels, length = x.shape
-    rows = x.new_empty(n, length, channels)
-    kernels.launch(
-        "to_rows",
-        source=x,
-        target=rows,
-        channels=channels,
-        length=length,
-        grid=tiles(n, channels, length),
-        block=cuda.threads(256),
-    )
-    return rows
 
 
 def by_cell(kernels: cuda.Kernels, keys: Tensor, cells: int, scalar: torch.dtype) -> dict[str, Tensor]:

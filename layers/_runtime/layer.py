@@ -22,6 +22,9 @@ class Layer(nn.Module):
     blobs are made in ``__init__`` from the bottoms' shapes and listed, in Caffe's order, in
     ``blob_names``; fillers draw from ``generator``. ``self.training`` is Caffe's phase TRAIN.
 
+    ``is_loss`` and ``is_metric`` say what a layer is for: its first top is a term of the loss, or it
+    measures the net's results.
+
     ``tables`` are the bottoms that hold coordinates, which half precision would spoil; ``labels``
     those that never get a gradient, not even with ``force_backward``. A layer whose
     ``backward_refused`` is true has no backward: asking for it is an error, as in Caffe, and so it is
@@ -44,6 +47,7 @@ class Layer(nn.Module):
     bottom_names: ClassVar[tuple[str, ...]] = ()
     tables: ClassVar[tuple[int, ...]] = ()
     is_loss: ClassVar[bool] = False
+    is_metric: ClassVar[bool] = False
     labels: ClassVar[tuple[int, ...]] = ()
     backward_refused: ClassVar[bool] = False
     refused_bottoms: ClassVar[tuple[int, ...]] = ()
@@ -51,6 +55,7 @@ class Layer(nn.Module):
     in_place_refused: ClassVar[bool] = False
     rereads: ClassVar[bool] = False
     shared: ClassVar[tuple[int, ...]] = ()
+    partly_read: ClassVar[tuple[int, ...]] = ()
     maps: ClassVar[bool] = True
     infer: ClassVar[Any]
 

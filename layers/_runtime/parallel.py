@@ -59,8 +59,8 @@ def balanced(loss: Tensor, count: Tensor) -> Tensor:
 
 def own_rows(shape: tuple[int, ...], draw: Callable[[tuple[int, ...]], Tensor]) -> Tensor:
     """``draw(shape)``, where row n is drawn as row n + rank N of the whole batch is: all processes
-    draw the same numbers for all rows."""
+    draw the same numbers for all rows. Without axes there are no rows: all have the same number."""
     rank, world = place()
-    if world == 1:
+    if world == 1 or not shape:
         return draw(shape)
     return draw((world * shape[0], *shape[1:]))[rank * shape[0] : (rank + 1) * shape[0]]

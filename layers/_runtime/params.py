@@ -65,6 +65,13 @@ class NoParams:
     """The parameters of a layer that has none."""
 
 
+@dataclasses.dataclass(frozen=True)
+class BlobShape:
+    """A ``shape`` block."""
+
+    dim: tuple[int, ...] = param((), low=0)
+
+
 class Engine(Enum):
     """Caffe's ``engine`` fields. Specs give them; every path computes the same, so all are ignored."""
 

@@ -78,3 +78,16 @@ __device__ inline T strided_sum(T value, T* scratch, int stride) {
     __syncthreads();
     return scratch[threadIdx.x % stride];
 }
+
+// sums[at] += value for every lane of a warp, one after the other where `at` is the same, nothing
+// where it is negative; all 32 lanes take part. Always the same order.
+template <class T>
+__device__ inline void add_in_turn(T* sums, int at, T value) {
+    const unsigned lower = (1u << threadIdx.x % WARP) - 1;
+    const unsigned same = __match_any_sync(ALL_LANES, at);
+    const int turn = at < 0 ? -1 : __popc(same & lower);
+    for (int i = 0; __any_sync(ALL_LANES, i <= turn); ++i) {
+        if (i == turn) sums[at] += value;
+        __syncwarp();  // unseen: the vote waits too, but does not order memory
+    }
+}

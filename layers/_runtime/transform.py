@@ -8,7 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
+from .caffe_files import read_blob
+from .checks import Shape
 from .params import param
 
 
@@ -30,9 +33,18 @@ class TransformParams:
     )
     channel_order: ChannelOrder = param(ChannelOrder.BGR, doc="order of the blob's channels")
     crop_size: int = param(
-        0, low=0, unit="pixels", doc="side of the square crop while training, 0: none"
+        0, low=0, unit="pixels", doc="side of the square crop, in training at random; 0: none"
     )
-    mirror: bool = param(False, doc="while training, mirror every second image at random")
+    mirror: bool = param(False, doc="mirror every second image at random")
+    mean_file: str = param("", doc="a .binaryproto of the mean image, as large as the images")
+    force_color: bool = param(False, doc="read encoded database images in three channels")
+    force_gray: bool = param(False, doc="read encoded database images in one channel")
+
+    def __post_init__(self) -> None:
+        if self.mean_file and self.mean_value:
+            raise ValueError("mean_file and mean_value exclude each other")
+        if self.force_color and self.force_gray:
+            raise ValueError("force_color and force_gray exclude each other")
 
     @property
     def channels(self) -> int:
@@ -65,8 +77,11 @@ def transform(image: torch.Tensor, params: TransformParams) -> torch.Tensor:
 
     ``image`` is [..., 3, H, W] with grey levels 0..255; the result is [..., C, H, W] in float32.
     Grey is OpenCV's 0.299 R + 0.587 G + 0.114 B. Crop and mirror belong to the data layer, which
-    knows the coordinates they move. Raises ValueError for a mean of another number of channels.
+    knows the coordinates they move. Raises ValueError for a mean of another number of channels, and
+    for a mean_file, which fits images of one size only.
     """
+    if params.mean_file:
+        raise ValueError("mean_file is for images of one size: give mean_value here")
     if len(params.mean_value) not in (0, 1, params.channels):
         raise ValueError(f"expected 1 or {params.channels} mean_value, got {len(params.mean_value)}")
     image = image.float()
@@ -84,3 +99,60 @@ def blob(image: np.ndarray, params: TransformParams) -> torch.Tensor:
     """An image array (see :func:`as_rgb`) as the net's input blob [1, C, H, W]."""
     rgb = torch.from_numpy(as_rgb(image).transpose(2, 0, 1).copy())
     return transform(rgb, params)[None]
+
+
+class Transformer:
+    """What Caffe's data layers do to each image: crop, mirror, (x - mean) * scale.
+
+    The crop is at random in training and central else; the mirror is a coin's toss in both. The
+    mean is that of the crop's own place in ``mean_file``, or one for each channel. Raises ValueError
+    for a mean file that cannot be read.
+    """
+
+    def __init__(self, params: TransformParams) -> None:
+        self.params = params
+        self.mean: np.ndarray | None = None
+        if params.mean_file:
+            mean = read_blob(params.mean_file)
+            if mean.ndim not in (3, 4) or (mean.ndim == 4 and mean.shape[0] != 1):
+                raise ValueError(
+                    f"{params.mean_file}: expected a mean [C, H, W], got {list(mean.shape)}"
+                )
+            self.mean = mean.reshape(mean.shape[-3:])
+        elif params.mean_value:
+            self.mean = np.array(params.mean_value, np.float32).reshape(-1, 1, 1)
+
+    def shape(self, image: Shape) -> Shape:
+        """The shape that an image [C, H, W] gets; raises ValueError where it does not fit."""
+        channels, *size = image
+        side = self.params.crop_size
+        if min(size) < side:
+            raise ValueError(f"crop_size {side} exceeds the image's {size[0]} x {size[1]} pixels")
+        if self.params.mean_file and self.mean is not None and self.mean.shape != image:
+            found = f"{list(self.mean.shape)}, the image {list(image)}"
+            raise ValueError(f"{self.params.mean_file}: the mean is {found}")
+        if len(self.params.mean_value) not in (0, 1, channels):
+            count = len(self.params.mean_value)
+            raise ValueError(f"expected 1 or {channels} mean_value, got {count}")
+        return (channels, side, side) if side else image
+
+    def __call__(self, image: np.ndarray, training: bool, rng: np.random.Generator) -> torch.Tensor:
+        """An image [C, H, W] of any numbers as float32, its channels as they are."""
+        _, height, width = self.shape(image.shape)
+        room = (image.shape[1] - height, image.shape[2] - width)
+        mirrored = self.params.mirror and rng.integers(2) == 1
+        y, x = (int(rng.integers(r + 1)) if training else r // 2 for r in room)
+        part = (slice(None), slice(y, y + height), slice(x, x + width))
+        made = image[part].astype(np.float32)
+        if self.mean is not None:
+            made -= self.mean[part] if self.params.mean_file else self.mean
+        made *= np.float32(self.params.scale)
+        return torch.from_numpy(made[:, :, ::-1].copy() if mirrored else made)
+
+
+def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """An image [C, H, W] in uint8 at another size: bilinear at pixel centres, nothing smoothed before,
+    as OpenCV's default is (whose fixed point may differ by a grey level)."""
+    x = torch.from_numpy(image).float()[None]
+    made = F.interpolate(x, (height, width), mode="bilinear", align_corners=False)
+    return made[0].round().to(torch.uint8).numpy()

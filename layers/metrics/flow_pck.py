@@ -78,6 +78,7 @@ class FlowPCK(Layer):
 
     Params = Params
     bottom_names = ("flow", "pairs", "image")
+    is_metric = True
     tables = (0, 1)
     infer = staticmethod(infer)
 

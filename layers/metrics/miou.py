@@ -63,6 +63,7 @@ class MIoU(Layer):
 
     Params = Params
     bottom_names = ("scores", "rois_b", "truth")
+    is_metric = True
     tables = (1, 2)
     infer = staticmethod(infer)
 

@@ -57,6 +57,7 @@ class PCK(Layer):
 
     Params = Params
     bottom_names = ("pairs", "index", "reference", "image")
+    is_metric = True
     infer = staticmethod(infer)
 
     @torch.no_grad()

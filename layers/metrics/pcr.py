@@ -68,6 +68,7 @@ class PCR(Layer):
 
     Params = Params
     bottom_names = ("scores", "rois_b", "truth")
+    is_metric = True
     tables = (1, 2)
     infer = staticmethod(infer)
 

@@ -1,35 +1,45 @@
-"""Convolution and Deconvolution over one, two or three spatial axes, with groups and dilation.
+"""Convolution and Deconvolution over any number of spatial axes, with groups and dilation; Im2col.
 
 Bottoms, all of one shape: batch axes up to ``axis``, the C channels at ``axis``, then the spatial
 axes. One top for each bottom, with ``num_output`` channels and on each spatial axis
 
-    Convolution      floor((length + 2 pad - extent) / stride) + 1
+    Convolution      (length + 2 pad - extent) / stride + 1, the quotient rounded towards 0
     Deconvolution    stride (length - 1) + extent - 2 pad
 
-positions, where extent = dilation (kernel - 1) + 1. Blobs: weight [num_output, C / group, *kernel]
-(Deconvolution: [C, num_output / group, *kernel]), bias [num_output].
+positions, where extent = dilation (kernel - 1) + 1. So a window that is too large by less than the
+stride has one position, beyond whose end there are zeros. Blobs: weight
+``[num_output, C / group, *kernel]`` (Deconvolution: ``[C, num_output / group, *kernel]``), bias
+[num_output].
+
+Im2col lays out the windows of a convolution: its top has for channels C times the kernel's elements,
+the channel's index first.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._runtime import reach
 from .._runtime.checks import BlobError, Shape, canonical_axis
 from .._runtime.fillers import FillerParams, FillerType, parameter
 from .._runtime.layer import Layer
 from .._runtime.params import Engine, param
+from .._runtime.reach import Reach
 from .._runtime.registry import register
 from .._runtime.samples import Sample, normal
 
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 DECONVOLVE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+NATIVE = 3  # axes at most
 
 
 @dataclass(frozen=True)
@@ -64,33 +74,55 @@ class Params:
                 raise ValueError(f"{stem}_h and {stem}_w go together")
         if not self.kernel_size and self.kernel_h is None:
             raise ValueError("give kernel_size, or kernel_h and kernel_w")
-        if self.num_output % self.group:
+        if self.num_output and self.num_output % self.group:
             raise ValueError(f"num_output {self.num_output} is not a multiple of group {self.group}")
 
 
 @dataclass(frozen=True)
-class Window:
-    """Sizes of the sliding window, one an axis."""
+class Im2colParams(Params):
+    """``convolution_param`` of an Im2col layer, which has no outputs, groups or blobs."""
 
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    pad: tuple[int, ...]
-    dilation: tuple[int, ...]
+    num_output: int | None = param(None, doc="accepted, has no effect")
+
+
+class Axis(NamedTuple):
+    """The sliding window along one axis."""
+
+    kernel: int
+    stride: int
+    pad: int
+    dilation: int
 
     @property
-    def extent(self) -> tuple[int, ...]:
-        return tuple(d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilation, strict=True))
+    def extent(self) -> int:
+        return self.dilation * (self.kernel - 1) + 1
+
+    def lacking(self, length: int) -> int:
+        """How many elements the first window needs beyond the padded end."""
+        return max(0, self.extent - length - 2 * self.pad)
+
+    def positions(self, length: int) -> int:
+        if lacking := self.lacking(length):
+            return 1 - lacking // self.stride
+        return (length + 2 * self.pad - self.extent) // self.stride + 1
+
+    def deconvolved(self, length: int) -> int:
+        return self.stride * (length - 1) + self.extent - 2 * self.pad
+
+
+Window = tuple[Axis, ...]
 
 
 def window(params: Params, axes: int) -> Window:
     """The window over so many spatial axes."""
     p = params
-    return Window(
+    sizes = (
         _each("kernel_size", p.kernel_size, p.kernel_h, p.kernel_w, 1, axes),
         _each("stride", p.stride, p.stride_h, p.stride_w, 1, axes),
         _each("pad", p.pad, p.pad_h, p.pad_w, 0, axes),
         _each("dilation", p.dilation, None, None, 1, axes),
     )
+    return tuple(Axis(*axis) for axis in zip(*sizes, strict=True))
 
 
 def _each(
@@ -117,8 +149,6 @@ def _spatial(params: Params, bottoms: tuple[Shape, ...]) -> tuple[int, Shape]:
                 **{"bottom0": first, f"bottom{i}": shape},
             )
     axis = canonical_axis(params.axis, bottom0=first)
-    if not 1 <= len(first) - axis - 1 <= 3:
-        raise BlobError(f"expected 1 to 3 spatial axes after axis {axis} of {{bottom0}}", bottom0=first)
     if first[axis] % params.group:
         raise BlobError(
             f"the {first[axis]} channels of {{bottom0}} are not a multiple of group {params.group}",
@@ -127,26 +157,103 @@ def _spatial(params: Params, bottoms: tuple[Shape, ...]) -> tuple[int, Shape]:
     return axis, first[axis + 1 :]
 
 
-def _tops(params: Params, bottoms: tuple[Shape, ...], axis: int, size: list[int]) -> tuple[Shape, ...]:
-    if min(size) < 1:
-        raise BlobError("{bottom0} has no room for the kernel", bottom0=bottoms[0])
-    return ((*bottoms[0][:axis], params.num_output, *size),) * len(bottoms)
+def _room(size: list[int], bottom: Shape) -> list[int]:
+    if min(size, default=1) < 1:
+        raise BlobError("{bottom0} has no room for the kernel", bottom0=bottom)
+    return size
 
 
 def infer(params: Params, *bottoms: Shape) -> tuple[Shape, ...]:
     """The tops' shapes; raises BlobError where shapes, groups or repeated sizes don't fit."""
     axis, lengths = _spatial(params, bottoms)
     w = window(params, len(lengths))
-    axes = zip(lengths, w.extent, w.stride, w.pad, strict=True)
-    return _tops(params, bottoms, axis, [(n + 2 * p - e) // s + 1 for n, e, s, p in axes])
+    size = _room([a.positions(n) for a, n in zip(w, lengths, strict=True)], bottoms[0])
+    return ((*bottoms[0][:axis], params.num_output, *size),) * len(bottoms)
 
 
 def infer_deconvolution(params: Params, *bottoms: Shape) -> tuple[Shape, ...]:
     """The tops' shapes; raises BlobError as :func:`infer` does."""
     axis, lengths = _spatial(params, bottoms)
     w = window(params, len(lengths))
-    axes = zip(lengths, w.extent, w.stride, w.pad, strict=True)
-    return _tops(params, bottoms, axis, [s * (n - 1) + e - 2 * p for n, e, s, p in axes])
+    size = _room([a.deconvolved(n) for a, n in zip(w, lengths, strict=True)], bottoms[0])
+    return ((*bottoms[0][:axis], params.num_output, *size),) * len(bottoms)
+
+
+def infer_im2col(params: Im2colParams, bottom0: Shape) -> tuple[Shape, ...]:
+    """The top's shape; raises BlobError unless there is a spatial axis, and room for the kernel."""
+    axis = canonical_axis(params.axis, bottom0=bottom0)
+    lengths = bottom0[axis + 1 :]
+    if not lengths:
+        raise BlobError(f"expected spatial axes after axis {axis} of {{bottom0}}", bottom0=bottom0)
+    w = window(params, len(lengths))
+    size = _room([a.positions(n) for a, n in zip(w, lengths, strict=True)], bottom0)
+    return ((*bottom0[:axis], bottom0[axis] * prod(a.kernel for a in w), *size),)
+
+
+def completed(x: Tensor, w: Window) -> Tensor:
+    """The image, with zeros at the end of axes that are too short for one window."""
+    lacking = [a.lacking(n) for a, n in zip(w, x.shape[2:], strict=True)]
+    if not any(lacking):
+        return x
+    return F.pad(x, [side for n in reversed(lacking) for side in (0, n)])
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, w: Window, group: int) -> Tensor:
+    """The convolution of ``x`` [N, C, *lengths].
+
+    Beyond three axes, the sum over the kernel's elements along the first one.
+    """
+    if not w:
+        return convolve(x[..., None], weight[..., None], bias, (Axis(1, 1, 0, 1),), group)[..., 0]
+    if len(w) <= NATIVE:
+        _, stride, pad, dilation = zip(*w, strict=True)
+        return CONVOLVE[len(w)](x, weight, bias, stride, pad, dilation, group)
+    first, rest = w[0], w[1:]
+    count = first.positions(x.shape[2])
+    x = F.pad(x, (0, 0) * len(rest) + (first.pad, first.pad))
+    top: Tensor | None = None
+    for i in range(first.kernel):
+        start = i * first.dilation
+        taken = x[:, :, start : start + first.stride * (count - 1) + 1 : first.stride]
+        of_slices = partial(convolve, weight=weight[:, :, i], bias=None, w=rest, group=group)
+        part = _folded(taken, of_slices)
+        top = part if top is None else top + part
+    assert top is not None, "a kernel has an element"
+    return top if bias is None else top + bias.reshape(-1, *(1,) * len(w))
+
+
+def deconvolve(x: Tensor, weight: Tensor, bias: Tensor | None, w: Window, group: int) -> Tensor:
+    """The transpose of :func:`convolve`, over the same axes."""
+    if not w:
+        return deconvolve(x[..., None], weight[..., None], bias, (Axis(1, 1, 0, 1),), group)[..., 0]
+    if len(w) <= NATIVE:
+        _, stride, pad, dilation = zip(*w, strict=True)
+        return DECONVOLVE[len(w)](x, weight, bias, stride, pad, 0, group, dilation)
+    first, rest = w[0], w[1:]
+    count, padded = x.shape[2], first.deconvolved(x.shape[2]) + 2 * first.pad
+    top: Tensor | None = None
+    for i in range(first.kernel):
+        of_slices = partial(deconvolve, weight=weight[:, :, i], bias=None, w=rest, group=group)
+        part = _folded(x, of_slices)
+        if top is None:
+            top = part.new_zeros(*part.shape[:2], padded, *part.shape[3:])
+        start = i * first.dilation
+        top[:, :, start : start + first.stride * (count - 1) + 1 : first.stride] += part
+    assert top is not None, "a kernel has an element"
+    top = top[:, :, first.pad : padded - first.pad]
+    return top if bias is None else top + bias.reshape(-1, *(1,) * len(w))
+
+
+def _folded(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """``function`` of the slices of ``x`` [N, C, L, ...] along its third axis, in one batch."""
+    slices = x.transpose(1, 2)
+    found = function(slices.flatten(0, 1))
+    return found.unflatten(0, slices.shape[:2]).transpose(1, 2)
+
+
+def _reach(params: Params, bottom: Shape, place: Callable[..., Reach]) -> tuple[Reach, ...]:
+    axes = len(bottom) - 1 - canonical_axis(params.axis, bottom0=bottom)
+    return tuple(place(*axis) for axis in window(params, axes))
 
 
 class _Convolving(Layer):
@@ -168,12 +275,25 @@ class _Convolving(Layer):
         rows, columns = params.num_output, self.channels
         if self.deconvolves:
             rows, columns = columns, rows
-        shape = (rows, columns // params.group, *self.window.kernel)
+        shape = (rows, columns // params.group, *(a.kernel for a in self.window))
         self.blob_names = ("weight", "bias") if params.bias_term else ("weight",)
         self.weight = parameter(shape, params.weight_filler, generator)
         self.bias = (
             parameter((params.num_output,), params.bias_filler, generator) if params.bias_term else None
         )
+
+    @classmethod
+    def reach(cls, params: Any, i: int, bottom: Shape, j: int, top: Shape) -> tuple[Reach, ...] | None:
+        place = reach.transposed if cls.deconvolves else reach.window
+        return _reach(params, bottom, place) if i == j else None
+
+    @classmethod
+    def multiply_adds(
+        cls, params: Any, bottoms: Sequence[Shape], tops: Sequence[Shape], blobs: Sequence[Shape]
+    ) -> int | None:
+        cells = bottoms if cls.deconvolves else tops  # each meets the whole weight once
+        axis = canonical_axis(params.axis, bottom0=bottoms[0])
+        return sum(prod(cell[:axis]) * prod(cell[axis + 1 :]) for cell in cells) * prod(blobs[0])
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         self.infer(self.params, *(tuple(bottom.shape) for bottom in bottoms))
@@ -189,11 +309,9 @@ class _Convolving(Layer):
         lead, w, group = bottom.shape[: self.axis], self.window, self.params.group
         x = bottom.reshape(prod(lead), *bottom.shape[self.axis :])
         if self.deconvolves:
-            deconvolve = DECONVOLVE[len(w.kernel)]
-            top = deconvolve(x, self.weight, self.bias, w.stride, w.pad, 0, group, w.dilation)
+            top = deconvolve(x, self.weight, self.bias, w, group)
         else:
-            convolve = CONVOLVE[len(w.kernel)]
-            top = convolve(x, self.weight, self.bias, w.stride, w.pad, w.dilation, group)
+            top = convolve(completed(x, w), self.weight, self.bias, w, group)
         return top.reshape(*lead, *top.shape[1:])
 
 
@@ -231,6 +349,41 @@ class Deconvolution(_Convolving):
         return _small(rng, xavier, Params(4, kernel_size=(2,), weight_filler=xavier))
 
 
+@register("Im2col", block="convolution_param")
+class Im2col(Layer):
+    """See the module's text."""
+
+    Params = Im2colParams
+    infer = staticmethod(infer_im2col)
+
+    @classmethod
+    def reach(cls, params: Any, i: int, bottom: Shape, j: int, top: Shape) -> tuple[Reach, ...] | None:
+        return _reach(params, bottom, reach.window)
+
+    def forward(self, bottom0: Tensor) -> Tensor:
+        (shape,) = infer_im2col(self.params, tuple(bottom0.shape))
+        axis = canonical_axis(self.params.axis, bottom0=bottom0.shape)
+        x = bottom0.reshape(prod(shape[:axis]), *bottom0.shape[axis:])
+        w = window(self.params, x.dim() - 2)
+        x = F.pad(completed(x, w), [a.pad for a in reversed(w) for _ in range(2)])
+        for i, a in enumerate(w, 2):
+            x = x.unfold(i, a.extent, a.stride)[..., :: a.dilation]
+        kernel = tuple(range(2 + len(w), 2 + 2 * len(w)))
+        return x.permute(0, 1, *kernel, *range(2, 2 + len(w))).reshape(shape)
+
+    @staticmethod
+    def samples(size: str, rng: np.random.Generator) -> list[Sample]:
+        if size != "small":  # of GoogLeNet's conv2/3x3
+            scale = 1 if size == "paper" else 2
+            x = normal(rng, (1, 64, 16 * scale, 52 * scale))
+            return [Sample(Im2colParams(kernel_size=(3,), pad=(1,)), (x,))]
+        grouped = Im2colParams(pad=(1,), stride=(2, 1), dilation=(1, 2), kernel_h=3, kernel_w=2)
+        return [
+            Sample(Im2colParams(kernel_size=(2,)), (normal(rng, (2, 3, 4)),), name="1-D"),
+            Sample(grouped, (normal(rng, (2, 2, 5, 6)),), name="2-D"),
+        ]
+
+
 def _small(rng: np.random.Generator, xavier: FillerParams, plain: Params) -> list[Sample]:
     grouped = Params(
         4,
@@ -247,4 +400,5 @@ def _small(rng: np.random.Generator, xavier: FillerParams, plain: Params) -> lis
         Sample(plain, (normal(rng, (2, 3, 4)),), name="1-D"),
         Sample(grouped, (normal(rng, (2, 2, 5, 6)),), name="grouped"),
         Sample(plain, (normal(rng, (2, 3, 3, 2, 4)),), name="3-D"),
+        Sample(plain, (normal(rng, (2, 3, 3, 2, 2, 4)),), name="4-D"),
     ]

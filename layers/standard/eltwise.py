@@ -118,6 +118,7 @@ class Eltwise(Layer):
     """See the module's text."""
 
     Params = Params
+    rereads = True
     infer = staticmethod(infer)
 
     def forward(self, *bottoms: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ bias [num_output].
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -48,6 +49,7 @@ class InnerProduct(Layer):
 
     Params = Params
     bottom_names = ("bottom",)
+    maps = False
     infer = staticmethod(infer)
 
     def __init__(
@@ -65,6 +67,12 @@ class InnerProduct(Layer):
         self.bias = (
             parameter((params.num_output,), params.bias_filler, generator) if params.bias_term else None
         )
+
+    @classmethod
+    def multiply_adds(
+        cls, params: Any, bottoms: Sequence[Shape], tops: Sequence[Shape], blobs: Sequence[Shape]
+    ) -> int | None:
+        return prod(tops[0][:-1]) * prod(blobs[0])
 
     def forward(self, bottom: Tensor) -> Tensor:
         weight = self.weight.t() if self.params.transpose else self.weight

@@ -13,16 +13,9 @@ from torch import Tensor
 
 from .._runtime.checks import Shape
 from .._runtime.layer import Layer
-from .._runtime.params import param
+from .._runtime.params import BlobShape, param
 from .._runtime.registry import register
 from .._runtime.samples import Sample
-
-
-@dataclass(frozen=True)
-class BlobShape:
-    """A ``shape`` block."""
-
-    dim: tuple[int, ...] = param((), low=0)
 
 
 @dataclass(frozen=True)

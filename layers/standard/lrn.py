@@ -26,6 +26,7 @@ from .._runtime.checks import Shape, expect_axes, expect_floating
 from .._runtime.dispatch import use_cuda
 from .._runtime.layer import Layer
 from .._runtime.params import Engine, param
+from .._runtime.reach import SAME, Reach, window
 from .._runtime.registry import register
 from .._runtime.samples import Sample, normal
 
@@ -183,6 +184,11 @@ class LRN(Layer):
     Params = Params
     bottom_names = ("bottom",)
     infer = staticmethod(infer)
+
+    @classmethod
+    def reach(cls, params: Any, i: int, bottom: Shape, j: int, top: Shape) -> tuple[Reach, ...] | None:
+        n, axes = params.local_size, params.window_axes
+        return tuple(window(n, pad=n // 2) if axis in axes else SAME for axis in (2, 3))
 
     def forward(self, bottom: Tensor) -> Tensor:
         infer(self.params, bottom.shape)

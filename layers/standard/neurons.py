@@ -1,16 +1,27 @@
-"""ReLU, TanH, Sigmoid: functions of single elements.
+"""AbsVal, BNLL, Clip, ELU, ReLU, Sigmoid, Swish, TanH, Threshold: functions of single elements.
 
-Bottom and top of any shape, the same. The gradient of ReLU at 0 is ``negative_slope``.
+Bottom and top of any shape, the same. Where the derivative jumps, the gradient is
+
+========  ===================================
+AbsVal    0 at 0
+Clip      1 at both bounds
+ELU       alpha at 0
+ReLU      negative_slope at 0
+========  ===================================
+
+Threshold has no gradient.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .._runtime.checks import Shape
 from .._runtime.layer import Layer
@@ -34,6 +45,39 @@ class EngineParams:
     engine: Engine = param(Engine.DEFAULT, doc="accepted, has no effect")
 
 
+@dataclass(frozen=True)
+class ClipParams:
+    """``clip_param``."""
+
+    min: float = param(doc="what is smaller becomes this")
+    max: float = param(doc="what is larger becomes this")
+
+    def __post_init__(self) -> None:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min:g} is above max {self.max:g}")
+
+
+@dataclass(frozen=True)
+class ELUParams:
+    """``elu_param``."""
+
+    alpha: float = param(1.0, doc="the limit far below 0 is -alpha")
+
+
+@dataclass(frozen=True)
+class SwishParams:
+    """``swish_param``."""
+
+    beta: float = param(1.0, doc="factor inside the sigmoid")
+
+
+@dataclass(frozen=True)
+class ThresholdParams:
+    """``threshold_param``."""
+
+    threshold: float = param(0.0)
+
+
 def infer(params: object, bottom: Shape) -> tuple[Shape, ...]:
     """The top's shape is the bottom's."""
     return (bottom,)
@@ -42,13 +86,16 @@ def infer(params: object, bottom: Shape) -> tuple[Shape, ...]:
 class Neuron(Layer):
     """What the neurons share."""
 
+    rereads = True
     bottom_names = ("bottom",)
     infer = staticmethod(infer)
+    sampled: ClassVar[tuple[object, ...]] = ()
 
     @classmethod
     def samples(cls, size: str, rng: np.random.Generator) -> list[Sample]:
         shape = {"small": (2, 3, 4, 5), "paper": (2, 64, 64, 208)}.get(size, (2, 64, 128, 416))
-        return [Sample(cls.Params(), (2 * distinct(rng, shape),))]
+        x = 2 * distinct(rng, shape)
+        return [Sample(params, (x,)) for params in cls.sampled or (cls.Params(),)]
 
 
 @register("ReLU", block="relu_param")
@@ -80,3 +127,112 @@ class Sigmoid(Neuron):
 
     def forward(self, bottom: Tensor) -> Tensor:
         return torch.sigmoid(bottom)
+
+
+@register("AbsVal")
+class AbsVal(Neuron):
+    """``|x|``."""
+
+    in_place_refused = True
+
+    def forward(self, bottom: Tensor) -> Tensor:
+        return bottom.abs()
+
+
+@register("BNLL")
+class BNLL(Neuron):
+    """log(1 + exp(x)), the binomial normal log likelihood; x itself above 50."""
+
+    def forward(self, bottom: Tensor) -> Tensor:
+        return F.softplus(bottom, threshold=50)
+
+
+@register("Clip")
+class Clip(Neuron):
+    """min(max(x, min), max)."""
+
+    Params = ClipParams
+    sampled = (ClipParams(-1.2, 0.7),)
+
+    def forward(self, bottom: Tensor) -> Tensor:
+        return bottom.clamp(self.params.min, self.params.max)
+
+
+class ELUFunction(torch.autograd.Function):
+    """The gradient from the top, as Caffe has it: alpha + y below 0."""
+
+    @staticmethod
+    def forward(x: Tensor, alpha: float) -> Tensor:
+        return F.elu(x, alpha)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        x, ctx.alpha = inputs
+        ctx.save_for_backward(x, output)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        x, y = ctx.saved_tensors
+        return grad.where(x > 0, grad * (y + ctx.alpha)), None
+
+
+class SwishFunction(torch.autograd.Function):
+    """The gradient from the top and the sigmoid, as Caffe has it: beta y + s (1 - beta y)."""
+
+    @staticmethod
+    def forward(x: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+        sigmoid = torch.sigmoid(x * beta)
+        return x * sigmoid, sigmoid
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: tuple[Tensor, Tensor]) -> None:
+        ctx.beta = inputs[1]
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*output)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None]:
+        y, sigmoid = ctx.saved_tensors
+        scaled = y * ctx.beta
+        return grad * (1 - scaled).mul_(sigmoid).add_(scaled), None
+
+
+@register("ELU")
+class ELU(Neuron):
+    """x above 0, alpha (exp(x) - 1) below (Clevert et al. 2016, equation 15)."""
+
+    Params = ELUParams
+    sampled = (ELUParams(0.6),)
+
+    def forward(self, bottom: Tensor) -> Tensor:
+        top: Tensor = ELUFunction.apply(bottom, self.params.alpha)
+        return top
+
+
+@register("Swish")
+class Swish(Neuron):
+    """x sigmoid(beta x) (Ramachandran et al. 2017)."""
+
+    Params = SwishParams
+    sampled = (SwishParams(), SwishParams(-1.7))
+
+    def forward(self, bottom: Tensor) -> Tensor:
+        top, _ = SwishFunction.apply(bottom, self.params.beta)
+        return top
+
+
+@register("Threshold")
+class Threshold(Neuron):
+    """1 above the threshold, else 0."""
+
+    Params = ThresholdParams
+    backward_refused = True
+
+    def forward(self, bottom: Tensor) -> Tensor:
+        return (bottom > self.params.threshold).to(bottom.dtype)
+
+    @classmethod
+    def samples(cls, size: str, rng: np.random.Generator) -> list[Sample]:
+        return [replace(sample, differentiable=(), tops=()) for sample in super().samples(size, rng)]

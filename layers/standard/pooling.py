@@ -10,37 +10,30 @@ wins. An optional second top [N, C, H', W'] (float32) tells the winner's index h
 -1 for a window that covers nothing; it gives no gradient.
 AVE: divides by the window's area inside the padded image (on the far side no padding beyond
 ``pad`` counts), whatever part of it is padding.
+STOCHASTIC: in phase TRAIN one element x of the window, drawn with probability x / sum x from torch's
+own generator, which gets all of the gradient; in phase TEST sum x^2 / sum x, or 0 where the sum is not
+positive. Elements are expected not to be negative, and ``pad`` to be 0.
 
 Differs from the original: a NaN in a window makes its maximum NaN (Caffe's comparison skips it);
-STOCHASTIC is refused.
+Caffe has STOCHASTIC on GPUs only, and in its backward of phase TEST takes the last draw of TRAIN.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .._runtime.checks import BlobError, Shape, expect_axes
+from .._runtime.checks import Shape
 from .._runtime.layer import Layer
 from .._runtime.params import Engine, param
+from .._runtime.pool import Pair, PoolMethod, Windows, pool, windows_over
+from .._runtime.reach import Reach, window
 from .._runtime.registry import register
 from .._runtime.samples import Sample, distinct
-
-Pair = tuple[int, int]
-
-
-class PoolMethod(Enum):
-    """What is taken of a window."""
-
-    MAX = 0
-    AVE = 1
-    STOCHASTIC = 2
 
 
 class RoundMode(Enum):
@@ -69,8 +62,6 @@ class Params:
     round_mode: RoundMode = param(RoundMode.CEIL)
 
     def __post_init__(self) -> None:
-        if self.pool is PoolMethod.STOCHASTIC:
-            raise ValueError("STOCHASTIC pooling is not supported")
         kernel = _pair("kernel_size", self.kernel_size, self.kernel_h, self.kernel_w, "kernel")
         pads, strides = self.pads, self.strides
         if self.global_pooling and kernel:
@@ -81,6 +72,8 @@ class Params:
             raise ValueError("give kernel_size, or kernel_h and kernel_w")
         if kernel and (pads[0] >= kernel[0] or pads[1] >= kernel[1]):
             raise ValueError(f"pad {pads} must be smaller than the kernel {kernel}")
+        if any(pads) and self.pool is PoolMethod.STOCHASTIC:
+            raise ValueError("STOCHASTIC pooling takes no pad")
 
     @property
     def pads(self) -> Pair:
@@ -90,12 +83,14 @@ class Params:
     def strides(self) -> Pair:
         return _pair("stride", self.stride, self.stride_h, self.stride_w) or (1, 1)
 
-    def kernel(self, bottom: Shape) -> Pair:
-        if self.global_pooling:
-            return bottom[2], bottom[3]
+    def windows(self, bottom: Shape) -> Windows:
+        """The windows over a bottom; raises BlobError as :func:`infer` does."""
         kernel = _pair("kernel_size", self.kernel_size, self.kernel_h, self.kernel_w, "kernel")
+        if self.global_pooling:
+            kernel = (bottom[2], bottom[3]) if len(bottom) == 4 else (1, 1)
         assert kernel, "__post_init__ sees to it"
-        return kernel
+        ceil = self.round_mode is RoundMode.CEIL
+        return windows_over(bottom, kernel, self.strides, self.pads, ceil)
 
 
 def _pair(name: str, both: int | None, h: int | None, w: int | None, stem: str = "") -> Pair | None:
@@ -115,77 +110,8 @@ def infer(params: Params, bottom: Shape) -> tuple[Shape, ...]:
 
     Raises BlobError unless the bottom has 4 axes and room for a window.
     """
-    expect_axes("N C H W", bottom=bottom)
-    kernel, stride, pad = params.kernel(bottom), params.strides, params.pads
-    size = []
-    for length, k, s, p in zip(bottom[2:], kernel, stride, pad, strict=True):
-        room = length + 2 * p - k
-        size.append((room // s if params.round_mode is RoundMode.FLOOR else -(-room // s)) + 1)
-    if any(pad):
-        for axis in (0, 1):
-            beyond = (size[axis] - 1) * stride[axis] >= bottom[2 + axis] + pad[axis]
-            size[axis] -= int(beyond)
-    if min(size) < 1:
-        raise BlobError(f"no window of {kernel[0]} x {kernel[1]} fits {{bottom}}", bottom=bottom)
-    top = (*bottom[:2], *size)
+    top = (*bottom[:2], *params.windows(bottom).count)
     return (top, top) if params.pool is PoolMethod.MAX else (top,)
-
-
-@dataclass(frozen=True)
-class Windows:
-    """The windows over one image: sizes (h, w), and where torch's own pooling places others."""
-
-    kernel: Pair
-    stride: Pair
-    pad: Pair
-    image: Pair
-    count: Pair
-
-    @property
-    def native(self) -> bool:
-        """Torch pads at most half a window, and has none that starts beyond the image."""
-        return all(2 * p <= k and (o - 1) * s < n + p for k, s, p, n, o in self._axes())
-
-    def padded(self, x: Tensor, value: float) -> Tensor:
-        """The image with enough around it that every window lies inside."""
-        top, left = self.pad
-        bottom, right = (max(0, (o - 1) * s + k - n - p) for k, s, p, n, o in self._axes())
-        return F.pad(x, (left, right, top, bottom), value=value)
-
-    def _axes(self) -> Iterator[tuple[int, ...]]:
-        return zip(self.kernel, self.stride, self.pad, self.image, self.count, strict=True)
-
-    def area(self, like: Tensor) -> Tensor:
-        """Caffe's divisor [H', W']: the extent inside image and padding; a count of sorts (it may be
-        0 or negative) where the window starts beyond them."""
-        extent = []
-        for k, s, p, n, o in self._axes():
-            start = torch.arange(o, device=like.device, dtype=like.dtype) * s - p
-            extent.append((start + k).clamp(max=n + p) - start)
-        return extent[0][:, None] * extent[1]
-
-
-def max_pool(x: Tensor, windows: Windows, ceil: bool) -> tuple[Tensor, Tensor]:
-    """The maxima and their indices (float32)."""
-    kernel, stride, pad = windows.kernel, windows.stride, windows.pad
-    if windows.native:
-        top, index = F.max_pool2d(x, kernel, stride, pad, ceil_mode=ceil, return_indices=True)
-        return top, index.float()
-    lowest = max(torch.finfo(x.dtype).min, torch.finfo(torch.float32).min)
-    padded = windows.padded(x, lowest)
-    top, index = F.max_pool2d(padded, kernel, stride, return_indices=True)
-    row, column = index // padded.shape[3] - pad[0], index % padded.shape[3] - pad[1]
-    outside = (row < 0) | (row >= x.shape[2]) | (column < 0) | (column >= x.shape[3])
-    return top, (row * x.shape[3] + column).masked_fill(outside, -1).float()
-
-
-def average_pool(x: Tensor, windows: Windows, ceil: bool) -> Tensor:
-    """The averages."""
-    kernel, stride = windows.kernel, windows.stride
-    if windows.native:
-        return F.avg_pool2d(x, kernel, stride, windows.pad, ceil_mode=ceil)
-    total = F.avg_pool2d(windows.padded(x, 0), kernel, stride, divisor_override=1)
-    return total / windows.area(x)
 
 
 @register("Pooling", bottoms=1, tops=(1, 2))
@@ -196,12 +122,15 @@ class Pooling(Layer):
     bottom_names = ("bottom",)
     infer = staticmethod(infer)
 
-    def forward(self, bottom: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        p: Params = self.params
-        top, image = infer(p, bottom.shape)[0], (bottom.shape[2], bottom.shape[3])
-        windows = Windows(p.kernel(bottom.shape), p.strides, p.pads, image, (top[2], top[3]))
-        pool = max_pool if p.pool is PoolMethod.MAX else average_pool
-        return pool(bottom, windows, ceil=p.round_mode is RoundMode.CEIL)
+    @classmethod
+    def reach(cls, params: Any, i: int, bottom: Shape, j: int, top: Shape) -> tuple[Reach, ...] | None:
+        w = params.windows(bottom)
+        return tuple(window(*axis) for axis in zip(w.kernel, w.stride, w.pad, strict=True))
+
+    def forward(self, bottom: Tensor) -> Tensor | tuple[Tensor, ...]:
+        windows, mask = self.params.windows(tuple(bottom.shape)), len(self.tops) != 1
+        tops = pool(self.params.pool, bottom, windows, mask=mask, training=self.training)
+        return tops if len(tops) > 1 else tops[0]
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:

@@ -36,6 +36,7 @@ class Softmax(Layer):
     """See the module's text."""
 
     Params = Params
+    rereads = True
     bottom_names = ("bottom",)
     infer = staticmethod(infer)
 

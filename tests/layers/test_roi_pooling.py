@@ -6,6 +6,7 @@ import pytest
 import torch
 from cortado.layers import roi_pooling as module
 from cortado.layers.roi_pooling import Edges, Params, ROIPooling, bins, roi_pooling
+from cuda_host import needs_compiler, on_host
 from suite import LayerSuite, close
 
 DATA, ROIS = torch.zeros(2, 3, 6, 7), torch.zeros(4, 5)
@@ -177,6 +178,49 @@ def test_bins_lie_in_the_map_whatever_the_rois_hold(edges):
         assert lower.min() >= 0
         assert upper.max() <= size
         assert (lower <= upper).all()
+
+
+@needs_compiler
+class TestKernels:
+    """What the samples do not reach."""
+
+    @pytest.mark.parametrize("keep", [True, False])
+    def test_values_at_the_ends(self, keep):
+        with on_host("random"):
+            test_values_at_the_ends(keep)
+
+    @pytest.mark.parametrize("edges", Edges)
+    def test_wild_rois_stay_in_the_map(self, edges):
+        """Nothing is read out of bounds; what is finite gives what it gives on the CPU."""
+        rng = np.random.default_rng(0)
+        rois = torch.from_numpy(rng.choice((*WILD, 0, 1, 5), (60, 5)))
+        params, data = Params(3, 4, 1.0, edges), torch.rand(2, 3, 6, 7)
+        with on_host("random"), pytest.raises(ValueError, match=r"rois: a row .* not in 0\.\.1$"):
+            module.forward_cuda(data, rois, params, True)
+        finite = rois.isfinite().all(1) & (rois[:, 0] >= 0) & (rois[:, 0] < 2)
+        rois = rois[finite]
+        assert len(rois) > 3
+        with on_host("random"):
+            found = module.forward_cuda(data, rois, params, True)
+        for a, b in zip(found, module.forward(data, rois, params, True), strict=True):
+            assert torch.equal(a, b)
+
+    @pytest.mark.parametrize("row", [bad(2, 3, math.inf), bad(1, 1, math.nan), bad(0, 0, 0.5)])
+    @pytest.mark.parametrize("edges", Edges)
+    def test_wrong_rois_set_the_flag(self, row, edges, monkeypatch):
+        monkeypatch.setattr(module, "deferred", lambda rois: True)
+        with (
+            on_host(),
+            pytest.raises(ValueError, match="rois: a row that is not finite, or a b"),
+        ):
+            roi_pooling(DATA, row, 2, 2, edges=edges)
+
+    def test_no_cells_no_channels_and_no_rois(self):
+        with on_host():
+            test_no_cells_and_no_channels()
+            data = torch.zeros(1, 2, 3, 3, requires_grad=True)
+            roi_pooling(data, ROIS[:0], 2, 2).sum().backward()
+            assert data.grad.tolist() == torch.zeros(1, 2, 3, 3).tolist()
 
 
 def test_no_cells_and_no_channels():

@@ -147,6 +147,14 @@ def test_refusals_are_located(folder: Path, how: str, message: str) -> None:
     assert "net.prototxt:2:" in str(caught.value)
 
 
+def test_rows_are_not_transformed() -> None:
+    text = """
+        layer { name: "d" type: "HDF5Data" top: "x" transform_param { scale: 2 }
+                hdf5_data_param { source: "list.txt" batch_size: 4 } }"""
+    with pytest.raises(SpecError, match="HDF5Data does not transform its rows: leave out transform_p"):
+        Net(loads(text, notation="prototxt"), "TRAIN")
+
+
 def test_a_top_that_is_no_data_set(folder: Path) -> None:
     with pytest.raises(SpecError, match=r'a\.h5: no data set "z", only x, y'):
         net(folder, "z")

@@ -104,7 +104,23 @@ def test_fan() -> None:
             (3, 2),
             "filler uniform cannot be sparse, only gaussian can",
         ),
-        ({"type": FillerType.uniform, "min": 2}, (3, 2), "filler: min 2 is above max 1"),
+        ({"type": FillerType.uniform, "min": 2}, (3, 2), "uniform filler: min 2 is above max 1"),
+        (
+            {"type": FillerType.gaussian, "std": 0},
+            (3, 2),
+            "gaussian filler: std must be above 0, got 0",
+        ),
+        (
+            {"type": FillerType.xavier},
+            (),
+            "xavier filler: a blob with axes is needed, not a scalar",
+        ),
+        (
+            {"type": FillerType.gaussian, "sparse": 1},
+            (),
+            "gaussian filler: a blob with axes is needed, not a scalar",
+        ),
+        ({}, (3, 0), "constant filler: the blob [3, 0] has no elements"),
         (
             {"type": FillerType.gaussian, "sparse": 4},
             (3, 2),
@@ -121,3 +137,15 @@ def test_refusals(given: dict, shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError) as caught:
         draw(shape, FillerParams(**given))
     assert str(caught.value) == message
+
+
+def test_fields_of_other_fillers_are_passed_over() -> None:
+    """Real nets give a constant filler a std of 0."""
+    assert draw((2,), FillerParams(value=3.0, std=0.0, min=5.0)).tolist() == [3, 3]
+    assert draw((), FillerParams(FillerType.gaussian, mean=7.0, std=1e-9)) == pytest.approx(7)
+
+
+def test_positive_unitball_sums_to_one() -> None:
+    found = draw((3, 2, 4), FillerParams(FillerType.positive_unitball))
+    assert (found > 0).all()
+    np.testing.assert_allclose(found.sum((1, 2)), 1, rtol=1e-6)

@@ -8,8 +8,8 @@ import caffe_vectors
 import numpy as np
 import pytest
 import torch
+from cortado.layers._runtime import pool
 from cortado.layers._runtime.checks import BlobError
-from cortado.layers.standard import pooling
 from cortado.layers.standard.pooling import Params, Pooling, PoolMethod, RoundMode, infer
 from shared import cases
 
@@ -40,7 +40,7 @@ def test_both_paths_agree(
         x = torch.from_numpy(rng.integers(-2, 3, (2, 3, length, length + 2)).astype(float))
         native = tops(params, x)
         with monkeypatch.context() as patch:
-            patch.setattr(pooling.Windows, "native", False)
+            patch.setattr(pool.Windows, "native", False)
             padded = tops(params, x)
         for a, b in zip(native, padded, strict=True):
             torch.testing.assert_close(a, b)
@@ -64,6 +64,46 @@ def test_global_pooling() -> None:
     top, mask = Pooling(Params(global_pooling=True))(x)
     torch.testing.assert_close(top, x.amax((2, 3), keepdim=True))
     assert torch.equal(mask.flatten(), x.flatten(2).argmax(2).float().flatten())
+
+
+def test_the_mask_only_if_asked_for() -> None:
+    layer, x = Pooling(Params(kernel_size=2)), torch.randn(1, 2, 3, 4)
+    both = layer(x)
+    layer.tops = ("pool",)
+    assert torch.equal(layer(x), both[0])
+
+
+STOCHASTIC = Params(PoolMethod.STOCHASTIC, kernel_size=2, stride=2)
+
+
+def test_stochastic_in_training() -> None:
+    """Elements 1, 2, 3, 4 of each window, drawn in proportion; at the border the fifth alone."""
+    torch.manual_seed(3)
+    x = torch.tensor([[1.0, 2.0, 5.0], [3.0, 4.0, 0.0]]).repeat(4000, 1, 1, 1).requires_grad_()
+    top = Pooling(STOCHASTIC)(x)
+    top.sum().backward()
+    assert top.shape == (4000, 1, 1, 2)
+    assert (top[..., 1] == 5).all()
+    share = torch.stack([(top[..., 0] == k).float().mean() for k in (1, 2, 3, 4)])
+    torch.testing.assert_close(share, torch.tensor([0.1, 0.2, 0.3, 0.4]), atol=0.03, rtol=0)
+    assert (x.grad.sum((1, 2, 3)) == 2).all()
+    assert torch.equal((x.grad * x).detach()[..., :2].sum((1, 2, 3)), top[:, 0, 0, 0].detach())
+
+
+def test_stochastic_in_testing() -> None:
+    x = torch.tensor([[[[1.0, 2.0, 5.0, 0.0], [3.0, 4.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]]]])
+    top = Pooling(STOCHASTIC).eval()(x)
+    torch.testing.assert_close(top, torch.tensor([[[[3.0, 5.0], [0.0, 1.0]]]]))
+    assert torch.autograd.gradcheck(Pooling(STOCHASTIC).eval(), x[:, :, :2].double().requires_grad_())
+
+
+def test_stochastic_of_nothing() -> None:
+    for training in (True, False):
+        x = torch.zeros(1, 1, 4, 4, requires_grad=True)
+        top = Pooling(STOCHASTIC).train(training)(x)
+        top.sum().backward()
+        assert not top.any()
+        assert x.grad.isfinite().all()
 
 
 def test_a_window_without_pixels() -> None:
@@ -97,7 +137,10 @@ def test_average_of_ones_shows_the_divisor() -> None:
         ({"global_pooling": True, "kernel_size": 2}, "global_pooling takes no kernel size"),
         ({"global_pooling": True, "stride": 2}, "global_pooling takes no pad and no stride"),
         ({"global_pooling": True, "pad": 1}, "global_pooling takes no pad and no stride"),
-        ({"kernel_size": 2, "pool": PoolMethod.STOCHASTIC}, "STOCHASTIC pooling is not supported"),
+        (
+            {"kernel_size": 2, "pad": 1, "pool": PoolMethod.STOCHASTIC},
+            "STOCHASTIC pooling takes no pad",
+        ),
     ],
 )
 def test_refused_parameters(given: dict, message: str) -> None:

@@ -1,0 +1,40 @@
+"""The base of data layers that read samples one after the other, from the last back to the first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .checks import Shape
+from .layer import Layer
+
+
+class BatchLayer(Layer):
+    """A data layer with a seed, drawn from the net's generator, and a position: samples given so far.
+
+    What is random about sample n depends on the seed and on n alone, so that a run can be resumed.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        bottom_shapes: tuple[Shape, ...] = (),
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(params, bottom_shapes, generator)
+        self.seed = int(torch.randint(2**31, (), generator=generator))
+        self.position = 0
+
+    def draw(self, *key: int) -> np.random.Generator:
+        """The random numbers of this key."""
+        return np.random.default_rng((self.seed, *key))
+
+    def get_extra_state(self) -> Tensor:
+        """The seed and the position, so that a restored net goes on with the next sample."""
+        return torch.tensor([self.seed, self.position])
+
+    def set_extra_state(self, state: Any) -> None:
+        self.seed, self.position = (int(value) for value in state)

@@ -1,0 +1,75 @@
+"""PReLU: max(0, x) + a min(0, x) with a learned slope (He et al. 2015, equation 1).
+
+Bottom [N, C, ...], top of the same shape. Blob: the slopes a [C], or one of shape [] for all
+channels with ``channel_shared``. The gradient at 0 is a.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .._runtime.checks import BlobError, Shape
+from .._runtime.fillers import FillerParams, FillerType, parameter
+from .._runtime.layer import Layer
+from .._runtime.params import param
+from .._runtime.registry import register
+from .._runtime.samples import Sample, distinct
+
+
+@dataclass(frozen=True)
+class Params:
+    """``prelu_param``."""
+
+    filler: FillerParams = param(FillerParams(value=0.25), doc="default: constant 0.25")
+    channel_shared: bool = param(False, doc="one slope for all channels")
+
+
+def infer(params: Params, bottom: Shape) -> tuple[Shape, ...]:
+    """The top's shape is the bottom's; raises BlobError unless that has channels."""
+    if len(bottom) < 2:
+        raise BlobError("expected {bottom} to be [N, C, ...]", bottom=bottom)
+    return (bottom,)
+
+
+@register("PReLU", block="prelu_param")
+class PReLU(Layer):
+    """See the module's text."""
+
+    Params = Params
+    bottom_names = ("bottom",)
+    infer = staticmethod(infer)
+
+    def __init__(
+        self,
+        params: Any,
+        bottom_shapes: tuple[Shape, ...],
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(params, bottom_shapes, generator)
+        (bottom,) = bottom_shapes
+        infer(params, bottom)
+        shape = () if params.channel_shared else (bottom[1],)
+        self.blob_names = ("slope",)
+        self.slope = parameter(shape, params.filler, generator)
+
+    def forward(self, bottom: Tensor) -> Tensor:
+        infer(self.params, tuple(bottom.shape))
+        if self.slope.dim() and len(self.slope) != bottom.shape[1]:
+            raise BlobError(
+                f"{{bottom}} has {bottom.shape[1]} channels, the slopes are for {len(self.slope)}",
+                bottom=bottom.shape,
+            )
+        return F.prelu(bottom, self.slope)
+
+    @staticmethod
+    def samples(size: str, rng: np.random.Generator) -> list[Sample]:
+        filler = FillerParams(FillerType.uniform, min=-0.3, max=0.5)
+        shape = {"small": (2, 3, 4, 5), "paper": (2, 64, 64, 208)}.get(size, (2, 64, 128, 416))
+        x = distinct(rng, shape)
+        return [Sample(Params(filler), (x,)), Sample(Params(channel_shared=True), (x,), name="shared")]

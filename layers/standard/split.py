@@ -1,0 +1,31 @@
+"""Split: the bottom as each of several tops, which share its memory; their gradients add up."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from .._runtime.checks import Shape
+from .._runtime.layer import Layer
+from .._runtime.params import NoParams
+from .._runtime.registry import register
+from .._runtime.samples import Sample
+
+
+@register("Split", tops=(1, None))
+class Split(Layer):
+    """See the module's text."""
+
+    bottom_names = ("bottom",)
+    in_place_refused = True
+
+    def infer(self, params: NoParams, bottom: Shape) -> tuple[Shape, ...]:
+        """The bottom's shape for each top."""
+        return (bottom,) * len(self.tops)
+
+    def forward(self, bottom: Tensor) -> tuple[Tensor, ...]:
+        return tuple(bottom.view_as(bottom) for _ in self.tops)
+
+    @staticmethod
+    def samples(size: str, rng: np.random.Generator) -> list[Sample]:
+        return []

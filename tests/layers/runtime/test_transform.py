@@ -1,0 +1,90 @@
+"""Caffe's data transformer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cortado.layers._runtime.transform import Transformer, TransformParams, resized, transform
+from cortado.prototxt_like.wire import write_blob
+
+IMAGE = np.arange(2 * 5 * 7, dtype=np.uint8).reshape(2, 5, 7)
+
+
+def made(
+    *, training: bool = False, seed: int = 0, image: np.ndarray = IMAGE, **fields: Any
+) -> np.ndarray:
+    transformer = Transformer(TransformParams(**fields))
+    made = transformer(image, training, np.random.default_rng(seed))
+    assert tuple(made.shape) == transformer.shape(image.shape)
+    return made.numpy()
+
+
+def test_nothing_asked_for() -> None:
+    assert made().dtype == np.float32
+    np.testing.assert_array_equal(made(), IMAGE)
+
+
+def test_the_mean_goes_before_the_scale() -> None:
+    np.testing.assert_array_equal(made(scale=0.5, mean_value=(4.0,)), (IMAGE - 4.0) * 0.5)
+    by_channel = (IMAGE - np.array([1.0, 8.0])[:, None, None]) * 2
+    np.testing.assert_array_equal(made(scale=2.0, mean_value=(1.0, 8.0)), by_channel)
+
+
+@pytest.mark.parametrize("axes", [3, 4])
+def test_a_mean_file_is_cropped_and_mirrored_with_the_image(tmp_path: Path, axes: int) -> None:
+    """Where the image is its own mean nothing is left, wherever the crop lies."""
+    mean = IMAGE.astype(np.float32).reshape((1, 2, 5, 7)[4 - axes :])
+    write_blob(tmp_path / "mean.binaryproto", mean)
+    for seed in range(8):
+        fields = {"crop_size": 3, "mirror": True, "mean_file": str(tmp_path / "mean.binaryproto")}
+        assert not made(training=True, seed=seed, **fields).any()
+
+
+def test_the_crop_is_central_in_testing_and_everywhere_in_training() -> None:
+    np.testing.assert_array_equal(made(crop_size=3), IMAGE[:, 1:4, 2:5])
+    np.testing.assert_array_equal(made(crop_size=4), IMAGE[:, 0:4, 1:5])
+    corners = {float(made(training=True, seed=s, crop_size=3)[0, 0, 0]) for s in range(300)}
+    assert corners == {float(IMAGE[0, y, x]) for y in range(3) for x in range(5)}
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_half_are_mirrored_in_both_phases(training: bool) -> None:
+    firsts = [made(training=training, seed=s, mirror=True)[0, 0].tolist() for s in range(200)]
+    plain, mirrored = IMAGE[0, 0].tolist(), IMAGE[0, 0, ::-1].tolist()
+    assert 70 < firsts.count(mirrored) < 130
+    assert firsts.count(plain) + firsts.count(mirrored) == 200
+
+
+def test_refusals(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^mean_file and mean_value exclude each other$"):
+        TransformParams(mean_file="m", mean_value=(1.0,))
+    with pytest.raises(ValueError, match=r"^force_color and force_gray exclude each other$"):
+        TransformParams(force_color=True, force_gray=True)
+    with pytest.raises(ValueError, match=r"^crop_size 6 exceeds the image's 5 x 7 pixels$"):
+        made(crop_size=6)
+    with pytest.raises(ValueError, match=r"^expected 1 or 2 mean_value, got 3$"):
+        made(mean_value=(1.0, 2.0, 3.0))
+    path = str(tmp_path / "mean.binaryproto")
+    write_blob(path, np.zeros((1, 2, 5, 6), np.float32))
+    with pytest.raises(ValueError, match=r"the mean is \[2, 5, 6\], the image \[2, 5, 7\]$"):
+        made(mean_file=path)
+    write_blob(path, np.zeros((2, 2, 5, 6), np.float32))
+    with pytest.raises(ValueError, match=r"expected a mean \[C, H, W\], got \[2, 2, 5, 6\]$"):
+        made(mean_file=path)
+    with pytest.raises(ValueError, match=r"no\.binaryproto"):
+        made(mean_file=str(tmp_path / "no.binaryproto"))
+    with pytest.raises(ValueError, match="mean_file is for images of one size"):
+        transform(np.zeros((3, 2, 2)), TransformParams(mean_file=path))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [(4, 3), (11, 16), (9, 13)])
+def test_resizing_is_opencvs(size: tuple[int, int]) -> None:
+    cv2 = pytest.importorskip("cv2")
+    image = np.random.default_rng(0).integers(0, 256, (3, 9, 13), dtype=np.uint8)
+    wanted = cv2.resize(image.transpose(1, 2, 0), size[::-1]).transpose(2, 0, 1)
+    found = resized(image, *size)
+    assert found.dtype == np.uint8
+    assert np.abs(found.astype(int) - wanted).max() <= 1
