@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from cortado.layers._runtime import registry
 from cortado.layers._runtime.checks import BlobError, Shape
+from cortado.layers._runtime.fillers import without_values
 from cortado.layers._runtime.layer import Layer
 from cortado.prototxt_like import schema
 from cortado.prototxt_like.bind import bind
@@ -90,21 +92,27 @@ def build(
     *,
     splits: bool = False,
     allow_python_layers: bool = False,
+    values: bool = True,
+    found: Errors | None = None,
 ) -> Built:
     """Build a net's layers for a state; fillers draw from ``generator``.
+
+    Without ``values`` the parameter blobs have shapes alone: enough to check a net, quickly.
 
     ``splits`` inserts Caffe's Split layers where a blob has several readers. A ``Python`` layer of
     the user's own imports its module, which ``allow_python_layers`` must permit.
 
-    Raises :class:`SpecError` with all independent mistakes of the spec, in order of place.
+    Raises :class:`SpecError` with all independent mistakes of the spec, in order of place; or adds
+    them to ``found`` and gives the layers that could be built.
     """
-    errors = Errors()
+    errors = Errors() if found is None else found
     wiring = graph(message, state, errors)
     if splits and not errors.found:
         wiring = with_splits(wiring)
     builder = _Builder(wiring, errors, generator, allow_python_layers)
-    builder.run()
-    if errors.found:
+    with nullcontext() if values else without_values():
+        builder.run()
+    if errors.found and found is None:
         raise _sorted(errors.found)
     return builder.built
 

@@ -155,6 +155,12 @@ class Node:
         """Whether this top has the name of the bottom at its index."""
         return self.tops[top : top + 1] == self.bottoms[top : top + 1] != ()
 
+    @property
+    def filled(self) -> bool:
+        """Whether the spec says what fills a parameter blob of it."""
+        blocks = [field.value for field in self.message if isinstance(field.value, Message)]
+        return any(field.name.endswith("_filler") for block in blocks for field in block)
+
     def where(self, field: str, index: int = 0) -> Span:
         """The place of the layer's ``index``-th ``bottom``, ``top``, ``param``, ..."""
         found = self.message.all(field)
@@ -352,6 +358,20 @@ def _check_in_place(nodes: list[Node], errors: Errors) -> None:
                     twice = sources[n].count(source) > 1
                     why = "it is read twice" if twice else "it has a loss weight"
                 errors.add(f'{node} cannot write "{blob}" in place: {why}', node.where("top", i))
+
+
+def owners(graph: Graph) -> dict[str, tuple[str, ...]]:
+    """For each layer that shares parameters the layers whose they are, as far as the spec tells: by
+    ``param`` names, and for a twin by its fillers."""
+    first: dict[str, str] = {}
+    found = {}
+    for node in graph.nodes:
+        named = [first.setdefault(spec.name, node.name) for spec in node.param_specs if spec.name]
+        others = dict.fromkeys([*named, *([node.twin_of] if node.twin_of and node.filled else [])])
+        others.pop(node.name, None)
+        if others:
+            found[node.name] = tuple(others)
+    return found
 
 
 def with_splits(graph: Graph) -> Graph:

@@ -17,6 +17,7 @@ from torch import nn
 
 from .backward import Backward
 from .build import Built, LearnableBlob, blob_names, build
+from .cost import LayerFacts, facts
 from .graph import MatchParams, State
 from .in_place import Memories, Places, places
 
@@ -43,20 +44,6 @@ class Blobs(dict[str, torch.Tensor]):
     def __init__(self, blobs: Mapping[str, torch.Tensor]) -> None:
         super().__init__(blobs)
         self.versions: dict[str, list[torch.Tensor]] = {}
-
-
-@dataclass(frozen=True)
-class LayerFacts:
-    """What ``cortado check`` shows of a layer. ``parameters`` counts the elements it owns; those
-    of ``shared_with`` are counted there."""
-
-    name: str
-    type: str
-    place: str
-    bottoms: tuple[str, ...]
-    tops: tuple[tuple[str, Shape], ...]
-    parameters: int
-    shared_with: str = ""
 
 
 @dataclass(frozen=True)
@@ -283,17 +270,8 @@ class Net(nn.Module):
         return plan[::-1]
 
     def facts(self) -> list[LayerFacts]:
-        """Each layer's name, type, place, blobs, shapes and number of parameters."""
-        facts = []
-        for made in self.built.layers:
-            node = made.node
-            owners = {self.learnable[i].layer for i in made.blobs} - {node.name}
-            tops = tuple(zip(made.tops, made.shapes, strict=True))
-            place, shared = node.span.place, ", ".join(sorted(owners))
-            facts.append(
-                LayerFacts(node.name, node.type, place, node.bottoms, tops, made.parameters, shared)
-            )
-        return facts
+        """Each layer's place, blobs, shapes, parameters, receptive fields and cost."""
+        return facts(self.built)
 
     @property
     def num_parameters(self) -> int:

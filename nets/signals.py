@@ -12,20 +12,24 @@ from .solver import Action
 class Signals:
     """A context in which SIGINT and SIGHUP ask a solver for something, instead of ending the process.
 
-    A solver takes an instance as its ``action``: each call gives what was asked for since the last.
-    Outside the main thread, where Python installs no handlers, nothing is caught.
+    A solver takes an instance as its ``action``: each call gives one thing that was asked for, a
+    snapshot before a stop. Outside the main thread, where Python installs no handlers, nothing is
+    caught.
     """
 
     def __init__(self, sigint: Action = Action.STOP, sighup: Action = Action.SNAPSHOT) -> None:
         self.effects = {signal.SIGINT: sigint}
         if hasattr(signal, "SIGHUP"):  # not on Windows
             self.effects[signal.SIGHUP] = sighup
-        self.asked = Action.NONE
+        self.asked: set[Action] = set()
         self.before: dict[signal.Signals, Any] = {}
 
     def __call__(self) -> Action:
-        asked, self.asked = self.asked, Action.NONE
-        return asked
+        for action in (Action.SNAPSHOT, Action.STOP):
+            if action in self.asked:
+                self.asked.remove(action)
+                return action
+        return Action.NONE
 
     def __enter__(self) -> Signals:
         try:
@@ -37,10 +41,8 @@ class Signals:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)  # None: not installed by Python
         self.before = {}
 
     def _take(self, number: int, _: FrameType | None) -> None:
-        effect = self.effects[signal.Signals(number)]
-        if self.asked is not Action.STOP:
-            self.asked = effect
+        self.asked.add(self.effects[signal.Signals(number)])

@@ -11,6 +11,7 @@ import enum
 import io
 import logging
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -48,6 +49,13 @@ class Action(enum.Enum):
     NONE = 0
     STOP = 1
     SNAPSHOT = 2
+
+
+class Mode(enum.Enum):
+    """Caffe's ``solver_mode``."""
+
+    CPU = 0
+    GPU = 1
 
 
 class SnapshotFormat(enum.Enum):
@@ -108,19 +116,21 @@ class SolverParams:
     snapshot_format: SnapshotFormat = SnapshotFormat.BINARYPROTO
     snapshot_after_train: bool = True
     weights: tuple[str, ...] = ()
-    """Files to start from; a name may hold several, separated by commas."""
+    """Files to start from, of which the last wins; a name may hold several, separated by commas."""
     random_seed: int = -1
     train_state: StateFields = StateFields()
     test_state: tuple[StateFields, ...] = ()
-    solver_mode: str = ""
-    """Read and ignored, as the four below: the ``device`` given to the solver decides."""
-    device_id: int = 0
+    solver_mode: Mode | None = None
+    """Where ``cortado train`` runs without ``--device``. A Solver is where its ``device`` says."""
+    device_id: int = _field(0, low=0)
     debug_info: bool = False
+    """Read and ignored, as the two below."""
     snapshot_diff: bool = False
     layer_wise_reduce: bool = True
 
 
 NETS = ("net_param", "train_net_param", "test_net_param")
+TRAINED = ("train_net_param", "train_net", "net_param", "net")
 
 
 class Solver:
@@ -128,12 +138,12 @@ class Solver:
 
     ``spec`` is a path or message; the nets it names are looked for beside it, then in the working
     directory. ``feed`` gives the inputs of the n-th forward pass, for nets with ``Input`` layers
-    (``test_feed`` those of the n-th pass of a test). ``weights`` is a file to start from, instead
-    of the spec's. ``on_iteration(solver, loss)`` is called after each update, ``on_test(solver, n,
-    means)`` with the mean outputs of the n-th test net after each test. ``action()`` is asked
-    after each iteration and each pass of a test whether to stop or to write a snapshot
-    (:class:`~cortado.nets.signals.Signals`). Further keywords override the spec's fields
-    (``max_iter=100``). Messages, Caffe's lines, go to the logger ``cortado.solver``.
+    (``test_feed`` those of the n-th pass of a test). ``weights`` is a file to start from, or several
+    separated by commas, instead of the spec's. ``on_iteration(solver, loss)`` is called after each
+    update, ``on_test(solver, n, means)`` with the mean outputs of the n-th test net after each test.
+    ``action()`` is asked after each iteration and before each pass of a test whether to stop or to
+    write a snapshot (:class:`~cortado.nets.signals.Signals`). Further keywords override the spec's
+    fields (``max_iter=100``). Messages, Caffe's lines, go to the logger ``cortado.solver``.
 
     Functions in ``before_forward`` are called before each iteration, those in ``gradients_ready``
     between its backward pass and the update.
@@ -141,14 +151,18 @@ class Solver:
     ``precision`` is the type of autocast, torch.bfloat16 or torch.float16, in which layers that
     allow it run; float16's gradients are scaled, and an iteration whose gradients overflow is
     left out. ``together``: the processes of torch.distributed's group train one net, each with its
-    share of a batch that is as many times as large, and the first one tests and writes snapshots.
+    share of a batch that is as many times as large (a ``feed`` gives this process's share, and
+    BatchNorm's statistics are each process's own, as in Caffe); the first one tests and writes
+    snapshots, and what one is asked to do all do.
 
     A loss that is not finite raises FloatingPointError, which names the layer that made it so.
 
     Random numbers: fillers and data layers follow ``random_seed``, and so does what layers draw
-    from torch's generators while training; the caller's own generators are left alone.
+    from torch's generators while training; the caller's own generators are left alone. What they
+    draw in a test depends on the iteration alone.
 
-    Raises :class:`~cortado.prototxt_like.source.SpecError` for mistakes in either spec.
+    Raises :class:`~cortado.prototxt_like.source.SpecError` for mistakes in either spec, such as a
+    ``snapshot_prefix`` where nothing can be written.
     """
 
     splits = False
@@ -182,18 +196,23 @@ class Solver:
         self.gradients_ready: list[Callable[[], None]] = []
         self.iter = self.current_step = 0
         self.stopped = False
+        self.last_rate = math.nan
+        """Of the last iteration."""
         self._displayed = 0, time.perf_counter()
         self.losses: deque[float] = deque(maxlen=self.params.average_loss)
         self._folder = Path(message.span.source.name).parent
         self._stem = Path(message.span.source.name).stem
+        place = message.get("snapshot_prefix")
+        self._snapshots_from = place.value.span if place else message.span
+        if self.params.snapshot:
+            self._expect_writable()
         seed = self._seed()
-        train, tests = _sources(self.params, message)
+        train, tests = _sources(message, len(self.params.test_iter))
         self.net = self._make_net(train, "TRAIN", self.params.train_state, seed)
-        files = [weights] if weights else [n for w in self.params.weights for n in w.split(",")]
-        self.report = None
-        for file in files:
-            self.report = load_weights(self.net, self._find(file))
-        self.test_nets = self._make_test_nets(tests, seed)
+        names = ",".join(self.params.weights if weights is None else [str(weights)])
+        files = [self._find(name.strip()) for name in names.split(",") if name.strip()]
+        self.reports = [load_weights(self.net, file) for file in files]
+        self.test_nets = self._make_test_nets(tests, seed, files)
         if device is not None:
             for net in self.nets:
                 net.to(device)
@@ -226,12 +245,16 @@ class Solver:
         beside = self._folder / name
         return beside if beside.is_file() else Path(name)
 
-    def _make_test_nets(self, sources: list[_Source], seed: int) -> list[Net]:
+    def _make_test_nets(self, sources: list[_Source], seed: int, files: list[Path]) -> list[Net]:
         states = self.params.test_state or (StateFields(),) * len(sources)
+        trained = {id(parameter) for parameter in self.net.parameters()}
         nets = []
         for i, (source, state) in enumerate(zip(sources, states, strict=True), start=1):
             net = self._make_net(source, "TEST", state, seed + i)
             share(net, self.net)
+            if any(id(parameter) not in trained for parameter in net.parameters()):
+                for file in files:
+                    load_weights(net, file)
             nets.append(net)
         return nets
 
@@ -272,35 +295,41 @@ class Solver:
         return POLICIES[self.params.lr_policy].steps(self.params, self.iter, self.current_step)
 
     def solve(self) -> None:
-        """Train up to ``max_iter``, then :meth:`finish`."""
-        self.log(f"Solving {self.net.graph.name}")
+        """:meth:`start`, train up to ``max_iter``, :meth:`finish`."""
+        self.start()
         self.step(self.params.max_iter - self.iter)
         self.finish()
 
+    def start(self) -> None:
+        """Say so; raises SpecError if the snapshot after training could not be written."""
+        self.log(f"Solving {self.net.graph.name}")
+        if self.params.snapshot_after_train:
+            self._expect_writable()
+
     def finish(self) -> None:
-        """What is due after the last iteration: the snapshot, the test."""
+        """What is due after the last iteration: the snapshot, the last loss, the test."""
         every, after = self.params.snapshot, self.params.snapshot_after_train
         if after and not (every and self.iter and self.iter % every == 0) and self.is_root:
             self.snapshot()
         if self.stopped:
             self.log("Optimization stopped early.")
             return
-        if self._due(self.params.test_interval) and self.is_root:
-            self.test()
+        if self._due(self.params.display):
+            self._display_last()
+        self._test_if_due()
         self.log("Optimization Done.")
 
     def step(self, n: int = 1) -> float:
-        """Do ``n`` iterations; gives the last one's loss (before its update).
+        """Do ``n`` iterations; gives the last one's loss (before its update), NaN if there was none.
 
         Fewer if ``action`` asks to stop: then ``stopped`` is true.
         """
         loss, self.stopped = math.nan, False
         for _ in range(n):
-            first = self.iter == 0 and not self.params.test_initialization
-            if self._due(self.params.test_interval) and not first and self.is_root:
-                self.test()
-                if self.stopped:
-                    break
+            if self.iter or self.params.test_initialization:
+                self._test_if_due()
+            if self.stopped:
+                break
             for call in self.before_forward:
                 call()
             with self._rng, parallel.together(self.together):
@@ -316,15 +345,30 @@ class Solver:
             if self.on_iteration:
                 self.on_iteration(self, loss)
             asked = self.action()
-            if (self._due(self.params.snapshot) or asked is Action.SNAPSHOT) and self.is_root:
+            snapshot, self.stopped = self._any(asked is Action.SNAPSHOT, asked is Action.STOP)
+            if (self._due(self.params.snapshot) or snapshot) and self.is_root:
                 self.snapshot()
-            if asked is Action.STOP:
-                self.stopped = True
+            if self.stopped:
                 break
         return loss
 
     def _due(self, interval: int) -> bool:
         return interval > 0 and self.iter % interval == 0
+
+    def _any(self, *flags: bool) -> list[bool]:
+        """Whether each is true in one process at least: all go on, and stop, together."""
+        if not self.together:
+            return list(flags)
+        found = torch.tensor(flags, dtype=torch.int32, device=self.net.device)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return [bool(flag) for flag in found.tolist()]
+
+    def _test_if_due(self) -> None:
+        """Test in the first process; all of them learn whether it was asked to stop meanwhile."""
+        if self._due(self.params.test_interval) and self.test_nets:
+            if self.is_root:
+                self.test()
+            (self.stopped,) = self._any(self.stopped)
 
     def _display(self, blobs: Blobs) -> None:
         now = time.perf_counter()
@@ -336,6 +380,13 @@ class Solver:
         for line in _output_lines(self.net, {name: blobs[name] for name in self.net.outputs}):
             self.log(f"    Train net output {line}")
 
+    def _display_last(self) -> None:
+        """One more forward pass, for the loss after the last update."""
+        with self._rng, parallel.together(self.together), torch.no_grad():
+            loss = self.forward_train(self.iter * self.params.iter_size).loss
+            self.losses.append(self._mean(loss))
+        self.log(f"Iteration {self.iter}, loss = {sum(self.losses) / len(self.losses):.6g}")
+
     def _gradients(self) -> tuple[float, Blobs]:
         """Sum the gradients of ``iter_size`` passes; gives their mean loss, and the last's blobs."""
         before = self._rng.start, [_layer_states(net) for net in self.nets]
@@ -345,33 +396,54 @@ class Solver:
             with self._loss.gradients_exchanged(i == last):
                 blobs = self.forward_backward(self.iter * self.params.iter_size + i)
             losses.append(blobs.loss.detach())
-        mean = torch.stack(losses).mean()
-        if self.together:
-            dist.all_reduce(mean)
-            mean /= dist.get_world_size()
-        if not math.isfinite(loss := float(mean)):
+        if not math.isfinite(loss := self._mean(torch.stack(losses).mean())):
             self._explain(loss, *before)
         return loss, blobs
 
-    def forward_backward(self, n: int) -> Blobs:
-        """The ``n``-th forward pass and its backward pass, which adds to the parameters' gradients."""
+    def _mean(self, loss: torch.Tensor) -> float:
+        """Over the processes that train together."""
+        if not self.together:
+            return float(loss)
+        total = loss.clone()
+        dist.all_reduce(total)
+        return float(total) / dist.get_world_size()
+
+    def forward_train(self, n: int) -> Blobs:
+        """The ``n``-th forward pass of the net in training."""
         with self._autocast:
-            loss = self._loss(self._inputs(self.feed, n))
-        if loss.requires_grad:
-            self._autocast.scaled(loss).backward()
+            self._loss(self._inputs(self.feed, n))
         return self._loss.blobs
 
+    def forward_backward(self, n: int) -> Blobs:
+        """The ``n``-th forward pass and its backward pass, which adds to the parameters' gradients."""
+        blobs = self.forward_train(n)
+        if blobs.loss.requires_grad:
+            self._autocast.scaled(blobs.loss).backward()
+        return blobs
+
     def _explain(self, loss: float, random: list[torch.Tensor], layers: list[_LayerStates]) -> None:
-        """Run the passes of this iteration again, to find what was not finite first."""
+        """Run the passes of this iteration again, to find what was not finite first.
+
+        Every process runs all of them, as layers wait for each other in them.
+        """
         self._rng.begin(random)
         _set_layer_states(self.nets, layers)
-        text = f"iteration {self.iter}: the loss is {loss}"
+        found = []
         for i in range(self.params.iter_size):
             inputs = self._inputs(self.feed, self.iter * self.params.iter_size + i)
             with self._autocast, torch.no_grad():
-                if found := first_nonfinite(self.net, inputs):
-                    raise FloatingPointError(f"{text}; {found}")
-        raise FloatingPointError(f"{text}, but all blobs were finite when it was repeated")
+                found.append(first_nonfinite(self.net, inputs))
+        text = next(filter(None, self._gathered(found)), "")
+        text = f"; {text}" if text else ", but all blobs were finite when it was repeated"
+        raise FloatingPointError(f"iteration {self.iter}: the loss is {loss}{text}")
+
+    def _gathered(self, texts: list[str]) -> list[str]:
+        """The texts of all processes."""
+        if not self.together:
+            return texts
+        everyones: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyones, texts)
+        return [text for of_one in everyones for text in of_one]
 
     def _inputs(self, feed: Feed | None, forward: int) -> Tensors:
         given = feed(forward) if feed else {}
@@ -379,16 +451,16 @@ class Solver:
 
     @torch.no_grad()
     def _apply(self, display: bool = False) -> None:
-        rate, self.current_step = self.rate, self._next_step()
+        self.last_rate, self.current_step = self.rate, self._next_step()
         if not self._autocast.unscale([blob.parameter.grad for blob in self.net.learnable]):
             self.log(f"Iteration {self.iter}, gradients overflow: no update")
             return
         if display:
-            self.log(f"Iteration {self.iter}, lr = {rate:.6g}")
+            self.log(f"Iteration {self.iter}, lr = {self.last_rate:.6g}")
         scale = self._clip() / self.params.iter_size
         for blob, history in zip(self.net.learnable, self.history, strict=True):
             # A parameter that stands still (lr_mult 0) has a history, too, as in Caffe's snapshots.
-            gradient, step = self._regularized(blob, scale), rate * blob.lr_mult
+            gradient, step = self._regularized(blob, scale), self.last_rate * blob.lr_mult
             update = self.rule.update(self.params, step, self.iter, gradient, history)
             self.subtract(blob, update)
 
@@ -420,23 +492,24 @@ class Solver:
         """
         if not self.test_nets:
             raise ValueError("the solver spec has no test_iter, so there is nothing to test")
+        self.stopped = False
         return [self._test(i) for i in range(len(self.test_nets)) if not self.stopped]
 
     @torch.no_grad()
     def _test(self, which: int) -> Tensors:
         self.log(f"Iteration {self.iter}, Testing net (#{which})")
         net, passes = self.test_nets[which], self.params.test_iter[which]
+        random = _Randomness(self.iter, self.net.device)
         sums: Tensors = {}
         loss = 0.0
         for i in range(passes):
-            if (asked := self.action()) is not Action.NONE:
-                if asked is Action.SNAPSHOT:
-                    self.snapshot()
-                else:
-                    self.stopped = True
-                    self.log("Test interrupted.")
-                    return {}
-            with self._rng:
+            while (asked := self.action()) is Action.SNAPSHOT:
+                self.snapshot()
+            if asked is Action.STOP:
+                self.stopped = True
+                self.log("Test interrupted.")
+                return {}
+            with random:
                 blobs = self.forward_test(which, i)
             loss += float(blobs.loss) if self.params.test_compute_loss else 0
             for name in net.outputs:
@@ -460,16 +533,26 @@ class Solver:
         ``snapshot_format`` chooses other files. Both are written beside and renamed, the state
         last, so that the last good snapshot outlives a kill at any moment.
         """
-        prefix = self.params.snapshot_prefix or self._stem
-        if Path(prefix).is_dir():
-            prefix = str(Path(prefix) / self._stem)
-        weights, state = self.params.snapshot_format.suffixes
-        model, path = (Path(f"{prefix}_iter_{self.iter}{suffix}") for suffix in (weights, state))
+        suffixes = self.params.snapshot_format.suffixes
+        model, path = (Path(f"{self._prefix}_iter_{self.iter}{suffix}") for suffix in suffixes)
         self.log(f"Snapshotting to {model}")
         save(self.net, model)
         self.log(f"Snapshotting solver state to {path}")
         write_state(path, self._state(str(model)))
         return path
+
+    @property
+    def _prefix(self) -> Path:
+        """What the names of snapshots begin with; as in Caffe, a folder is one to put them in."""
+        prefix = Path(self.params.snapshot_prefix or self._stem)
+        return prefix / self._stem if prefix.is_dir() else prefix
+
+    def _expect_writable(self) -> None:
+        """Raises SpecError where snapshots could not be written: now, not when they are due."""
+        folder = self._prefix.parent
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if self.is_root and not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            raise SpecError(f"snapshots cannot be written to {folder}", self._snapshots_from)
 
     def _state(self, model: str) -> SolverState:
         extra = {
@@ -477,6 +560,7 @@ class Solver:
             "losses": list(self.losses),
             "random": self._rng.state(),
             "layers": [_layer_states(net) for net in self.nets],
+            "scale": self._autocast.state(),
         }
         stream = io.BytesIO()
         torch.save(extra, stream)
@@ -504,10 +588,12 @@ class Solver:
         for history, stored in zip(mine, state.history, strict=True):
             history.copy_(torch.from_numpy(stored).reshape(history.shape))
         self.iter, self.current_step = state.iter, state.current_step
+        self._displayed = self.iter, time.perf_counter()
         if extra:
             self.losses.extend(extra["losses"])
             self._rng.restore(extra["random"])
             _set_layer_states(self.nets, extra["layers"])
+            self._autocast.restore(extra["scale"])
 
 
 def _quiet(line: str) -> None:
@@ -546,14 +632,13 @@ def _check(params: SolverParams, message: Message, errors: Errors) -> None:
     for name in POLICIES[params.lr_policy].needs if params.lr_policy in POLICIES else ():
         if not getattr(params, name):
             complain("lr_policy", f'lr_policy "{params.lr_policy}" needs {name}')
-    given = [name for name in ("net", "net_param", "train_net", "train_net_param") if name in message]
-    trains = [name for name in given if name.startswith("train")] or given
+    given = [name for name in TRAINED if name in message]
     if not given:
         complain("net", 'a solver needs "net"')
-    if len(trains) > 1:
-        complain(trains[1], f"a solver trains one net, given by {' and '.join(trains)}")
-    if params.test_interval and not params.test_iter:
-        complain("test_interval", "test_interval needs test_iter")
+    if len(given) > 1:
+        complain(given[1], f"a solver trains one net, given by {' and '.join(given)}")
+    if params.test_iter and not params.test_interval:
+        complain("test_iter", "test_iter needs test_interval")
     _check_tests(params, message, complain)
 
 
@@ -577,8 +662,8 @@ class _Source:
     place: Any
 
 
-def _sources(params: SolverParams, message: Message) -> tuple[_Source, list[_Source]]:
-    """The net to train, and one to test for each ``test_iter``: those given, then the common one."""
+def _sources(message: Message, tests: int) -> tuple[_Source, list[_Source]]:
+    """The net to train, and as many to test: those given for it, then the one that is trained."""
 
     def given(*names: str) -> Iterator[_Source]:
         for name in names:
@@ -586,10 +671,9 @@ def _sources(params: SolverParams, message: Message) -> tuple[_Source, list[_Sou
                 value = entry.value
                 yield _Source(value if isinstance(value, Message) else value.text, value.span)
 
-    train = next(given("train_net_param", "train_net", "net_param", "net"))
-    tests = list(given("test_net_param", "test_net"))
-    common = next(given("net_param", "net"), train)
-    return train, tests + [common] * (len(params.test_iter) - len(tests))
+    train = next(given(*TRAINED))
+    tested = list(given("test_net_param", "test_net"))
+    return train, tested + [train] * (tests - len(tested))
 
 
 def _output_lines(net: Net, outputs: Mapping[str, torch.Tensor]) -> Iterator[str]:
@@ -616,15 +700,18 @@ def _extra(path: str | Path, raw: bytes) -> dict[str, Any]:
         extra = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load documents none: zip, pickle and key errors among others
         raise ValueError(f"{path}: broken solver state: {error}") from None
-    if not isinstance(extra, dict) or not {"type", "losses", "random", "layers"} <= extra.keys():
+    known = {"type", "losses", "random", "layers", "scale"}
+    if not isinstance(extra, dict) or not known <= extra.keys():
         raise ValueError(f"{path}: broken solver state")
     return extra
 
 
 def _model_of(path: Path, learned_net: str) -> Path:
     """The weights of a state: beside it, as both may have been moved, or where it says."""
-    beside = path.with_name(Path(learned_net).name)
-    return beside if beside.is_file() else Path(learned_net)
+    beside, elsewhere = path.with_name(Path(learned_net).name), Path(learned_net)
+    if not beside.is_file() and not elsewhere.is_file():
+        raise FileNotFoundError(f"{path} goes with the weights {learned_net}, which are not there")
+    return beside if beside.is_file() else elsewhere
 
 
 _LayerStates = dict[str, Any]

@@ -75,6 +75,14 @@ class Autocast:
     def __exit__(self, *error: object) -> None:
         self._context.__exit__(*error)  # type: ignore[arg-type]
 
+    def state(self) -> tuple[float, int]:
+        """The scale, and the updates without an overflow since it changed."""
+        return self.scale, self.good
+
+    def restore(self, state: tuple[float, int]) -> None:
+        if self.precision is torch.float16:
+            self.scale, self.good = state
+
     def scaled(self, loss: Tensor) -> Tensor:
         return loss * self.scale if self.precision is torch.float16 else loss
 

@@ -81,6 +81,18 @@ RULES = {
 }
 
 
+def poly(p: SolverParams, t: int) -> float:
+    """base_lr (1 - t / max_iter)^power; ValueError beyond ``max_iter``, where that is no number."""
+    if t > p.max_iter:
+        raise ValueError(f'lr_policy "poly" ends at max_iter {p.max_iter}, this is iteration {t}')
+    return float(p.base_lr * (1 - t / p.max_iter) ** p.power)
+
+
+def sigmoid(p: SolverParams, t: int) -> float:
+    """base_lr / (1 + exp(-gamma (t - stepsize)))."""
+    return p.base_lr / (1 + math.exp(min(-p.gamma * (t - p.stepsize), 700)))  # exp(710) overflows
+
+
 def multistep(p: SolverParams, t: int, step: int) -> int:
     """Caffe's ``current_step`` at iteration ``t``: it passes one ``stepvalue`` an iteration at most."""
     return step + (step < len(p.stepvalue) and t >= p.stepvalue[step])
@@ -107,8 +119,6 @@ POLICIES = {
     "exp": Policy(lambda p, t, step: p.base_lr * p.gamma**t),
     "inv": Policy(lambda p, t, step: p.base_lr * (1 + p.gamma * t) ** -p.power),
     "multistep": Policy(lambda p, t, step: p.base_lr * p.gamma**step, (), multistep),
-    "poly": Policy(lambda p, t, step: p.base_lr * (1 - t / p.max_iter) ** p.power, ("max_iter",)),
-    "sigmoid": Policy(
-        lambda p, t, step: p.base_lr / (1 + math.exp(-p.gamma * (t - p.stepsize))), ("stepsize",)
-    ),
+    "poly": Policy(lambda p, t, step: poly(p, t), ("max_iter",)),
+    "sigmoid": Policy(lambda p, t, step: sigmoid(p, t), ("stepsize",)),
 }
