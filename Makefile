@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := layers nets prototxt_like tools
 
-.PHONY: setup demo demo-scnet test test-slow lint bench gpu clean
+.PHONY: setup demo demo-scnet test test-slow lint docs bench gpu clean
 
 setup: .venv/installed
 .venv/installed: setup.cfg pyproject.toml constraints.txt
@@ -20,7 +20,7 @@ demo-scnet: setup
 test: lint
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
-test-slow: setup
+test-slow: setup .venv/docs
 	$(BIN)/python -m pytest -n 2 -m slow
 
 lint: setup
@@ -29,6 +29,14 @@ lint: setup
 	rm -rf build/mypy && mkdir -p build/mypy/cortado  # mypy does not see setup.cfg's package_dir: show it the tree as installed
 	ln -sfn $(addprefix $(CURDIR)/,$(wildcard cortado/*.py) cortado/py.typed cortado/pycaffe $(PACKAGES)) build/mypy/cortado
 	MYPYPATH=build/mypy $(BIN)/mypy -p cortado
+
+docs: setup .venv/docs
+	OMP_NUM_THREADS=1 $(BIN)/python docs/generate.py build/docs
+	$(BIN)/python -m sphinx -q -W -j auto -c docs -d build/docs/doctrees build/docs/source build/docs/html
+
+.venv/docs: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
+	touch $@
 
 bench: setup
 	$(BIN)/python -m pytest benchmarks --benchmark-only
