@@ -31,10 +31,8 @@ __all__ = [*_NAMES, "functional", "gradcheck"]
 def __getattr__(name: str) -> Any:
     if name in _NAMES:
         return getattr(importlib.import_module(f"cortado.{_NAMES[name]}"), name)
-    if name in ("functional", "layers", "nets", "prototxt_like", "tools"):
+    if name in ("functional", "gradcheck", "layers", "nets", "prototxt_like", "tools"):
         return importlib.import_module(f"cortado.{name}")
-    if name == "gradcheck":
-        return importlib.import_module("cortado.tools.gradcheck")
     raise AttributeError(f"module 'cortado' has no attribute {name!r}")
 
 

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .build import BuiltLayer
-from .net import Net
+from .net import Net, Step
 
 
 def first_nonfinite(net: Net, inputs: Mapping[str, Tensor]) -> str:
@@ -20,23 +19,25 @@ def first_nonfinite(net: Net, inputs: Mapping[str, Tensor]) -> str:
     """
     found: list[str] = []
 
-    def look(made: BuiltLayer, module: nn.Module, _: Any, out: Any) -> None:
-        if found:
-            return
-        blobs = {f'parameter "{n}"': getattr(module, n) for n in made.layer.blob_names}
-        tops = (out,) if isinstance(out, Tensor) else out
-        blobs |= {f'top "{name}"': top for name, top in zip(made.tops, tops, strict=False)}
+    def look(step: Step, blobs: Mapping[str, Tensor]) -> None:
         for what, blob in blobs.items():
             bad = int((~torch.isfinite(blob.detach())).sum())
             if bad:
-                place = f"{made.node} ({made.node.span.place})"
+                place = f'layer "{step.name}" ({step.span.place})'
                 found.append(f"{place}: {what} {list(blob.shape)} has {bad} values that are not finite")
-                return
 
-    hooks = [
-        made.layer.register_forward_hook(lambda *args, made=made: look(made, *args))
-        for made in net.built.layers
-    ]
+    def look_at(step: Step, module: nn.Module, _: Any, out: Any) -> None:
+        tops = (out,) if isinstance(out, Tensor) else out
+        look(step, {f'parameter "{name}"': getattr(module, name) for name in step.layer.blob_names})
+        look(step, {f'top "{name}"': top for name, top in zip(step.tops, tops, strict=False)})
+
+    hooks = []
+    for step in net.steps:
+        if step.is_input:
+            look(step, {f'top "{name}"': inputs[name] for name in step.tops if name in inputs})
+        else:
+            hook = step.layer.register_forward_hook(lambda *args, step=step: look_at(step, *args))
+            hooks.append(hook)
     try:
         net(inputs)
     finally:

@@ -10,8 +10,9 @@ import click
 from .options import python_layers, state_options
 
 if TYPE_CHECKING:
+    from cortado.layers._runtime.reach import Length
     from cortado.nets.build import Built
-    from cortado.nets.cost import Fields, LayerFacts, Length
+    from cortado.nets.cost import Fields, LayerFacts
     from cortado.nets.graph import Graph, State
     from cortado.prototxt_like.message import Message
     from cortado.prototxt_like.source import SpecError
@@ -200,17 +201,18 @@ def show(built: Built, layers: Sequence[LayerFacts]) -> None:
         work = f"{layer.multiply_adds / 1e6:,.1f}" if layer.multiply_adds is not None else ""
         size = f"{layer.bytes / 2**20:.2f}" if layer.bytes else ""
         bottoms = ", ".join(layer.bottoms)
-        table.add_row(layer.name, layer.type, bottoms, tops, shared, size, work, *_view(layer.fields))
+        table.add_row(layer.name, layer.type, bottoms, tops, shared, size, work, *view(layer.fields))
     _print(built.graph, table)
     sums = totals(built, layers)
     click.echo(
         f"{len(layers)} layers, {sums['parameters']:,} parameters (shared ones counted once), "
-        f"{sums['multiply_adds'] / 1e6:,.1f} M multiply-adds, {sums['top_bytes'] / 2**20:.1f} MiB of blobs; "
+        f"{sums['multiply_adds'] / 1e6:,.1f} M multiply-adds, "
+        f"{sums['top_bytes'] / 2**20:.1f} MiB of blobs; "
         f"outputs: {', '.join(built.graph.outputs)}"
     )
 
 
-def _view(tops: Sequence[Fields | None]) -> tuple[str, str]:
+def view(tops: Sequence[Fields | None]) -> tuple[str, str]:
     """What cells see and where they lie, once if it is the same for all axes and tops."""
     from cortado.nets.cost import cells
 

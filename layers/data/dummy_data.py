@@ -17,7 +17,7 @@ from torch import Tensor
 from .._runtime.batches import BatchLayer
 from .._runtime.checks import Shape
 from .._runtime.fillers import FillerParams, FillerType, parameter
-from .._runtime.parallel import own_rows, place
+from .._runtime.parallel import own_rows
 from .._runtime.params import BlobShape, param
 from .._runtime.registry import register
 
@@ -80,8 +80,7 @@ class DummyData(BatchLayer):
         return shapes(params, len(self.tops))
 
     def fill(self, shape: Shape, i: int, filler: FillerParams) -> Tensor:
-        rank, _ = place()
-        seed = int(self.draw(self.position, i, rank).integers(2**62))
+        seed = int(self.draw(self.position, i).integers(2**62))
         generator = torch.Generator().manual_seed(seed)
         return own_rows(shape, lambda whole: parameter(whole, filler, generator).detach())
 

@@ -42,4 +42,4 @@ class Input(Layer):
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:
-        return [Sample(Params((BlobShape((2, 3)),)), ())]
+        return [Sample(Params((BlobShape((2, 3)),)), (), ())]

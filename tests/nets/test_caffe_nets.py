@@ -91,7 +91,9 @@ def test_shapes_of_the_repositorys_nets():
             (made.node.name, made.node.type, list(made.node.bottoms), list(made.tops))
             for made in built.layers
         ]
-        theirs = [tuple(layer[k] for k in ("name", "type", "bottoms", "tops")) for layer in wanted["layers"]]
+        theirs = [
+            tuple(layer[k] for k in ("name", "type", "bottoms", "tops")) for layer in wanted["layers"]
+        ]
         assert layers == theirs, path
         params = [[list(blob.shape) for blob in made.layer.blobs] for made in built.layers]
         assert params == [layer["param_shapes"] for layer in wanted["layers"]], path
@@ -148,7 +150,9 @@ def test_another_reader_keeps_it_on():
 
 
 def test_a_loss_weight_keeps_it_on():
-    text = "- {name: off, type: EuclideanLoss, bottom: [a, t], top: off, propagate_down: [false, false]}"
+    text = (
+        "- {name: off, type: EuclideanLoss, bottom: [a, t], top: off, propagate_down: [false, false]}"
+    )
     assert backward(text)["a"] == (False, (False,))
     built = build(loads(HEAD.replace("top: a\n", "top: a\n  loss_weight: 1\n") + text), State("TRAIN"))
     assert built.backward[2].needed
@@ -251,7 +255,9 @@ PYTHON = """
 
 
 def test_python_layers_must_be_allowed():
-    with pytest.raises(SpecError, match='layer "p" would run the Python module "a_module_that') as caught:
+    with pytest.raises(
+        SpecError, match='layer "p" would run the Python module "a_module_that'
+    ) as caught:
         Net(loads(HEAD + PYTHON))
     assert "allow_python_layers" in caught.value.hint
     with pytest.raises(SpecError, match="cannot import"), warnings.catch_warnings():

@@ -16,6 +16,7 @@ import yaml
 from cortado.nets.signals import Signals
 from cortado.nets.solver import Action, Solver, read_params
 from cortado.nets.solver_state import read_state, write_state
+from cortado.nets.weights import save
 from cortado.prototxt_like import SpecError, load, loads
 from shared import case, cases
 
@@ -196,6 +197,7 @@ def test_display_and_tests(solve):
             f"Iteration 4, {train[2]}",
             f"Iteration 5, {test[0]}",
             test[1],
+            f"Iteration 8, {train[0]}",
             "Optimization Done.",
         )
     ]
@@ -275,19 +277,19 @@ def test_on_iteration(solve):
             ["<string>:3:11: error: AdaGrad has no momentum, got 0.9"],
         ),
         (
-            "net: a\ntype: SGD\ntest_net: [b, c]\ntest_iter: 1",
+            "net: a\ntest_interval: 9\ntest_net: [b, c]\ntest_iter: 1",
             [
                 "<string>:4:12: error: test_iter is given once for each test net: "
                 "2 test nets or more, got 1"
             ],
         ),
         (
-            "net: a\ntrain_net: a\ntrain_net_param: {name: b}",
-            ["<string>:3:18: error: a solver trains one net, given by train_net and train_net_param"],
+            "net: a\ntrain_net: b",
+            ["<string>:1:6: error: a solver trains one net, given by train_net and net"],
         ),
         ("base_lr: 1", ['<string>:1:1: error: a solver needs "net"']),
         ("net: a\nbase_lr: -1", ["<string>:2:10: error: base_lr must be at least 0, got -1"]),
-        ("net: a\ntest_interval: 5", ["<string>:2:16: error: test_interval needs test_iter"]),
+        ("net: a\ntest_iter: 5", ["<string>:2:12: error: test_iter needs test_interval"]),
     ],
 )
 def test_solver_spec_mistakes(text, wanted):
@@ -368,6 +370,12 @@ def test_broken_states(solve, tmp_path, suffix):
         with pytest.raises(ValueError, match="broken solver state|of a net with other parameters"):
             solver.restore(path)
         assert same(before, parameters(solver))
+    write_state(path, dataclasses.replace(state, learned_net="gone.caffemodel"))
+    with pytest.raises(FileNotFoundError, match=r"goes with the weights gone\.caffemodel, which are"):
+        solver.restore(path)
+    write_state(path, dataclasses.replace(state, learned_net=""))
+    solver.restore(path)
+    assert same(before, parameters(solver))
 
 
 def test_actions(solve, tmp_path):
@@ -392,9 +400,9 @@ def test_signals_ask_and_are_given_back(solve):
             on_iteration=lambda solver, _: solver.iter == 2 and os.kill(os.getpid(), signal.SIGINT),
         )
         solver.step(8)
-        os.kill(os.getpid(), signal.SIGHUP)
-        assert signals() is Action.SNAPSHOT
-    assert signals() is Action.NONE
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        assert [signals() for _ in range(3)] == [Action.SNAPSHOT, Action.STOP, Action.NONE]
     assert solver.iter == 2
     assert solver.stopped
     assert signal.getsignal(signal.SIGINT) is before
@@ -436,3 +444,80 @@ def test_a_kill_at_any_moment_leaves_the_last_good_snapshot(solve, tmp_path):
     for path in states:
         solver.restore(path)
         assert f"run_iter_{solver.iter}" == path.stem
+
+
+def test_a_stop_or_a_snapshot_while_testing(solve, tmp_path):
+    asked = iter([Action.NONE, Action.SNAPSHOT, Action.NONE, *[Action.NONE] * 3, Action.STOP])
+    lines = []
+    solver = solve(
+        "test_iter: 2\ntest_interval: 2\n", action=lambda: next(asked), log=lines.append, max_iter=9
+    )
+    solver.solve()
+    assert solver.iter == 2
+    assert solver.stopped
+    assert lines[-5:-3] == ["Iteration 2, Testing net (#0)", "Test interrupted."]
+    assert lines[-1] == "Optimization stopped early."
+    assert (tmp_path / "solver_iter_0.solverstate").exists()
+    assert (tmp_path / "solver_iter_2.solverstate").exists()
+
+
+def test_a_test_interval_without_tests_is_nothing(solve):
+    solver = solve("test_interval: 1\nsnapshot_after_train: false\n")
+    solver.solve()
+    assert solver.iter == 8
+    with pytest.raises(ValueError, match="nothing to test"):
+        solver.test()
+
+
+def test_tests_do_not_change_what_training_draws(solve, tmp_path):
+    (tmp_path / "net.yaml").write_text(NET)
+    runs = []
+    for more in ("", "test_iter: 3\ntest_interval: 1\ntest_state: {phase: TRAIN}\n"):
+        solver = solve(more)
+        solver.step(3)
+        runs.append(parameters(solver))
+    assert same(*runs)
+
+
+def test_snapshots_that_could_not_be_written_are_refused_at_the_start(solve, tmp_path):
+    (tmp_path / "file").write_text("")
+    for prefix in ("file/run", "file/sub/run"):
+        with pytest.raises(
+            SpecError, match=f"snapshots cannot be written to {os.path.dirname(prefix)}"
+        ):
+            solve(f"snapshot: 5\nsnapshot_prefix: {prefix}\n")
+    solver = solve("snapshot_prefix: file/run\n")
+    with pytest.raises(
+        SpecError, match=r"solver\.yaml:7:18: error: snapshots cannot be written to file"
+    ):
+        solver.solve()
+    assert solver.iter == 0
+
+
+def test_weights_fill_what_only_a_test_net_has(solve, tmp_path):
+    more = (
+        "- {name: more, type: InnerProduct, bottom: y, top: z, inner_product_param: {num_output: 1}}\n"
+    )
+    (tmp_path / "more.yaml").write_text(NET + more)
+    trained = Solver(loads("net: more.yaml"))
+    trained.net.params["more"][0].data.fill_(3)
+    save(trained.net, tmp_path / "w.caffemodel")
+    save(solve().net, tmp_path / "other.caffemodel")
+    text = "test_net: more.yaml\ntest_iter: 1\ntest_interval: 5\nweights: 'other.caffemodel, w.caffemodel'\n"
+    solver = solve(text)
+    assert (solver.test_nets[0].params["more"][0] == 3).all()
+    assert torch.equal(solver.net.params["ip1"][0], trained.net.params["ip1"][0])
+    assert [len(report.filled) for report in solver.reports] == [2, 2]
+    assert solve(text, weights="").reports == []
+
+
+def test_policies_at_their_ends(solve):
+    solver = solve("lr_policy: sigmoid\ngamma: 1\nstepsize: 5000\n")
+    assert solver.rate == pytest.approx(0, abs=1e-300)
+    solver = solve("lr_policy: poly\npower: 0.5\n", max_iter=1)
+    solver.step()
+    assert solver.rate == 0
+    assert solver.last_rate == 0.05
+    solver.iter = 2
+    with pytest.raises(ValueError, match='"poly" ends at max_iter 1, this is iteration 2'):
+        solver.step()

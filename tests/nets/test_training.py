@@ -6,15 +6,19 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from cortado.layers._runtime import parallel
+from cortado.layers._runtime import parallel, registry
+from cortado.layers._runtime.losses import LossParams, Normalization
 from cortado.nets.solver import Solver
 from cortado.nets.training import Autocast
 from cortado.prototxt_like import loads
+from cortado.prototxt_like.bind import bind
 
 NET = """
 layer:
@@ -60,13 +64,59 @@ if together:
 """
 
 
-def start(folder: Path, batch: int, **environment: str) -> subprocess.Popen[str]:
+TOGETHER = """
+import json, os, sys, torch
+from torch import distributed as dist
+from cortado.nets.solver import Action, Solver
+torch.set_num_threads(1)
+rank = int(os.environ["RANK"])
+dist.init_process_group("gloo", init_method=sys.argv[1], rank=rank, world_size=2)
+
+def run(asked=(), nan=(), **options):
+    asked = iter(asked)
+    def feed(n):
+        return {"x": torch.full((2, 3), torch.nan if n in nan else 1.0), "t": torch.arange(2.0)}
+    solver = Solver("solver.yaml", feed=feed, together=True, max_iter=5, iter_size=2,
+        action=lambda: next(asked, Action.NONE), **options)
+    try:
+        solver.solve()
+    except FloatingPointError as error:
+        return str(error)
+    return solver.iter, solver.stopped
+
+none, stop, snapshot = Action.NONE, Action.STOP, Action.SNAPSHOT
+tests = {"test_interval": 1, "test_initialization": False}
+print(json.dumps([
+    run(((), (none, snapshot, stop))[rank]),
+    run(((none, stop), ())[rank], **tests),
+    run(nan=((), (3,))[rank]),
+    run(display=5, snapshot_after_train=False),
+]))
+dist.destroy_process_group()
+"""
+LABELLED = """
+net_param:
+  layer:
+  - {name: x, type: Input, top: x, input_param: {shape: {dim: [2, 3]}}}
+  - {name: t, type: Input, top: t, input_param: {shape: {dim: [2]}}}
+  - {name: ip, type: InnerProduct, bottom: x, top: y, inner_product_param: {num_output: 2}}
+  - {name: loss, type: SoftmaxWithLoss, bottom: [y, t], top: loss}
+base_lr: 0.1
+test_iter: 1
+test_interval: 9
+test_initialization: false
+"""
+
+
+def start(
+    folder: Path, batch: int, script: str = RUN, solver: str = SOLVER, **environment: str
+) -> subprocess.Popen[str]:
     folder.mkdir(exist_ok=True)
     (folder / "net.yaml").write_text(NET.replace("BATCH", str(batch)))
-    (folder / "solver.yaml").write_text(SOLVER)
+    (folder / "solver.yaml").write_text(solver)
     store = (folder / "store").as_uri()
     return subprocess.Popen(
-        [sys.executable, "-c", RUN, store],
+        [sys.executable, "-c", script, store],
         cwd=folder,
         env=os.environ | environment,
         stdout=subprocess.PIPE,
@@ -74,7 +124,7 @@ def start(folder: Path, batch: int, **environment: str) -> subprocess.Popen[str]
     )
 
 
-def result(process: subprocess.Popen[str]) -> dict[str, list[float]]:
+def result(process: subprocess.Popen[str]) -> Any:
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 0
     return json.loads(out.splitlines()[-1])
@@ -95,6 +145,112 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path):
     np.testing.assert_array_equal(counts.sum(0), alone["counts"])
     np.testing.assert_allclose(first["losses"], alone["losses"], rtol=1e-5)
     np.testing.assert_allclose(first["weights"], alone["weights"], rtol=0, atol=1e-5)
+
+
+def test_what_one_process_meets_all_do(tmp_path):
+    both = [
+        start(tmp_path, 1, TOGETHER, LABELLED, RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
+        for rank in range(2)
+    ]
+    asked, tested, nan, whole = result(both[0])
+    assert result(both[1]) == [asked, tested, nan, whole]
+    assert asked == [3, True]
+    assert tested == [1, True]
+    assert nan.startswith(
+        'iteration 1: the loss is nan; layer "x" (solver.yaml:4): top "x" [2, 3] has 6'
+    )
+    assert whole == [5, False]
+    assert {path.name for path in tmp_path.glob("*.solverstate")} == {
+        f"solver_iter_{n}.solverstate" for n in (1, 2, 3)
+    }
+
+
+@pytest.fixture
+def shares(monkeypatch):
+    """Do some work as each of two processes would: once to hear of all counts, once with their sums."""
+
+    def run(work: Callable[[int], Any]) -> list[Any]:
+        given: list[list[torch.Tensor]] = [[], []]
+        found = []
+        monkeypatch.setattr(parallel.dist, "get_world_size", lambda: 2)
+        for summed in (False, True):
+            for rank in range(2):
+                sums = [a + b for a, b in zip(*given, strict=True)] if summed else []
+
+                def all_reduce(count, rank=rank, sums=sums, summed=summed):
+                    count.copy_(sums.pop(0)) if summed else given[rank].append(count.clone())
+
+                monkeypatch.setattr(parallel.dist, "get_rank", lambda rank=rank: rank)
+                monkeypatch.setattr(parallel.dist, "all_reduce", all_reduce)
+                with parallel.together():
+                    found.append(work(rank))
+        return found[2:]
+
+    return run
+
+
+@pytest.mark.parametrize("mode", ["VALID", "FULL", "BATCH_SIZE", "NONE"])
+@pytest.mark.parametrize("kind", ["SoftmaxWithLoss", "SigmoidCrossEntropyLoss", "InfogainLoss"])
+@pytest.mark.parametrize("ignored", [4, 3])
+def test_shares_of_a_loss_make_the_whole(shares, kind, mode, ignored):
+    layer = registry.find(kind).layer
+    loss_param = LossParams(ignore_label=1, normalization=Normalization[mode])
+    params = loss_param if layer.Params is LossParams else layer.Params(loss_param=loss_param)
+    scores = torch.randn(6, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    label = torch.zeros_like(scores) if kind.startswith("Sigmoid") else torch.zeros(6, 4)
+    label[:ignored] = 1  # all of the first share, and as much as that of the second
+    more = [torch.eye(3).double() + 0.2] if kind == "InfogainLoss" else []
+
+    def work(rows):
+        x = scores[rows].clone().requires_grad_()
+        bottoms = (x, label[rows], *more)
+        made = layer(params, tuple(tuple(b.shape) for b in bottoms))
+        made.tops = ("loss",)
+        loss = made(*bottoms)
+        loss = loss[0] if isinstance(loss, tuple) else loss
+        loss.backward()
+        return loss.detach(), x.grad
+
+    loss, grad = work(slice(0, 6))
+    parts = shares(lambda rank: work(slice(3 * rank, 3 * rank + 3)))
+    torch.testing.assert_close(sum(part[0] for part in parts) / 2, loss)
+    torch.testing.assert_close(torch.cat([part[1] for part in parts]) / 2, grad)
+
+
+def data(kind: str, batch: int) -> Any:
+    layer = registry.find(kind).layer
+    filler = "data_filler: [{type: gaussian}, {value: 2}]"
+    text = {
+        "DummyData": f"shape: [{{dim: [{batch}, 3]}}, {{dim: [{batch}]}}]\n{filler}",
+        "MemoryData": f"batch_size: {batch}\nchannels: 1\nheight: 1\nwidth: 2",
+    }[kind]
+    made = layer(bind(layer.Params, loads(text)), (), torch.Generator().manual_seed(0))
+    made.tops = ("data", "label")
+    if kind == "MemoryData":
+        made.set_arrays(np.arange(24.0).reshape(12, 1, 1, 2), np.arange(12.0))
+    return made
+
+
+@pytest.mark.parametrize("kind", ["DummyData", "MemoryData"])
+def test_shares_of_a_batch_make_the_whole(shares, kind):
+    def work(layer):
+        return [layer() for _ in range(4)]
+
+    whole = work(data(kind, 4))
+    parts = shares(lambda rank: work(data(kind, 2)))
+    for wanted, *found in zip(whole, *parts, strict=True):
+        for top, *rows in zip(wanted, *found, strict=True):
+            assert torch.equal(torch.cat(rows), top)
+
+
+def test_shares_of_random_numbers_make_the_whole(shares):
+    def work(shape):
+        generator = torch.Generator().manual_seed(3)
+        return [parallel.own_rows(s, lambda s: torch.rand(s, generator=generator)) for s in (shape, ())]
+
+    first, second = shares(lambda rank: work((2, 3)))
+    assert torch.equal(torch.cat([first[0], second[0]]), work((4, 3))[0])
+    assert first[1] == second[1]
 
 
 def test_alone_nothing_is_shared():
@@ -142,6 +298,20 @@ def test_an_overflow_leaves_the_iteration_out_and_halves_the_scale():
     assert lines == ["Iteration 0, gradients overflow: no update"]
     assert torch.equal(solver.net.params["ip"][0], before)
     assert solver._autocast.scale == 2.0**99
+
+
+def test_a_resumed_run_has_the_scale(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    solver = small(precision=torch.float16)
+    solver.step(1)
+    solver._autocast.scale, solver._autocast.good = 2.0**9, 7
+    path = solver.snapshot()
+    resumed = small(precision=torch.float16)
+    resumed.restore(path)
+    assert resumed._autocast.state() == (2.0**9, 7)
+    full = small()
+    full.restore(path)
+    assert full._autocast.state() == (1.0, 0)
 
 
 def test_precision_is_one_of_two():

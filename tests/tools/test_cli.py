@@ -2,7 +2,11 @@
 
 import csv
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -176,21 +180,53 @@ def test_match_refuses_what_is_no_image_and_a_net_that_does_not_match(folder, ca
     ("arguments", "message"),
     [
         (("train", "solver.yaml", "--weights", "broken.safetensors"), "not a file of weights"),
-        (("train", "solver.yaml", "--weights", "a.png"), "weights are read from .caffemodel"),
+        (("train", "solver.yaml", "--weights", "a.png"), "a.png: not a Caffe model"),
+        (("train", "solver.yaml", "--weights", "nowhere.pth"), "nowhere.pth"),
+        (("train", "solver.yaml", "--weights", "."), "Is a directory"),
         (("train", "solver.yaml", "--snapshot", "other.pth"), "not a solver's state"),
         ((*MATCH, "--weights", "other.pth", "--out", "m.csv"), "do not fill the net"),
         ((*MATCH, "--weights", "other.pth", "--out", "no/m.csv"), "no folder no"),
         ((*MATCH, "--weights", "other.pth", "--out", "m.csv", "--plot", "m.foo"), "--plot: expected"),
         (("check", "tiny.yaml", "--plugin", "a.png"), "a.png"),
+        (("train",), "name the solver spec, once"),
+        (("train", "tiny.yaml"), 'a solver has no parameter "layer"'),
+        (("train", "a.png"), "a.png"),
+        (("train", "."), "Is a directory"),
+        (("train", "fed.yaml"), "the net is fed by its user (image1, image2)"),
+        (("train", "gpu.yaml"), "solver_mode: GPU, but cuda:7: torch finds"),
+        (("train", "solver.yaml", "--out", "no/w.pth"), "--out: no folder no to write to"),
+        (("train", "solver.yaml", "--out", "w.foo"), "--out: expected a file ending in .caffemodel"),
+        (("train", "endless.yaml"), "give max_iter in the solver, or --iterations"),
+        (("train", "solver.yaml", "--iterations", "0"), "--iterations"),
+        (("train", "solver.yaml", "--gpu", "0,1"), "torchrun"),
+        (("train", "solver.yaml", "--device", "gpu"), 'no device "gpu"'),
+        (("train", "solver.yaml", "--device", "meta"), 'no device "meta"'),
+        (("train", "solver.yaml", "--snapshot", "a.png", "--weights", "other.pth"), "--weights"),
+        (("train", "solver.yaml", "--log", "no/run.log"), "no/run.log"),
+        (("time", "solver.yaml"), 'a net has no field "net"'),
+        (("time", "nowhere.yaml"), "nowhere.yaml"),
+        (("time", "a.png"), "a.png"),
+        (("time", "tiny.yaml", "--iterations", "-1"), "--iterations"),
+        (("time", "tiny.yaml", "-model", "tiny.yaml"), "name the net's spec, once"),
+        (("test", "tiny.yaml"), "name the net's --weights"),
+        (("test", "tiny.yaml", "--weights", "broken.safetensors"), "not a file of weights"),
+        (("test", "solver.yaml", "--weights", "other.pth"), 'a net has no field "net"'),
+        (("gradcheck", "a.png"), "a.png"),
+        (("gradcheck", "tiny.yaml", "--weights", "broken.safetensors"), "not a file of weights"),
+        (("gradcheck", "tiny.yaml", "--gpu", "9"), "torch finds"),
     ],
 )
 def test_what_a_user_gets_wrong(folder, capfd, arguments, message):
     (folder / "broken.safetensors").write_bytes(b"\x09\0\0\0\0\0\0\0nonsense")
     torch.save({"layers.other.weight": torch.ones(2)}, "other.pth")
+    (folder / "fed.yaml").write_text(SOLVER + "train_state: {stage: deploy}\n")
+    (folder / "gpu.yaml").write_text(SOLVER + "solver_mode: GPU\ndevice_id: 7\n")
+    (folder / "endless.yaml").write_text("net: tiny.yaml\n")
+    before = {path.name for path in folder.iterdir()}
     code, _, err = run(capfd, *arguments)
     assert code == 2
     assert message in err
-    assert not (folder / "m.csv").exists()
+    assert {path.name for path in folder.iterdir()} == before
 
 
 def test_train_displays_tests_and_snapshots_as_the_solver_says(folder, capfd):
@@ -205,7 +241,8 @@ def test_train_displays_tests_and_snapshots_as_the_solver_says(folder, capfd):
         "Iteration 0, Testing net (#0)\n    Test net output #0: distance = ",
         "Iteration 0, loss = ",
         "Iteration 0, lr = 0.01\n",
-        "Snapshotting solver state to run_iter_2.solverstate\nIteration 2, Testing net (#0)\n",
+        "Snapshotting solver state to run_iter_2.solverstate\nIteration 2, loss = ",
+        "\nIteration 2, Testing net (#0)\n",
     ):
         assert text in out
     assert (folder / "run_iter_2.solverstate").exists()
@@ -222,6 +259,9 @@ def test_train_displays_tests_and_snapshots_as_the_solver_says(folder, capfd):
         (2, True),
     ]
     assert records[1].keys() == {"iteration", "loss", "lr", "seconds"}
+    assert records[1]["lr"] == 0.01
+    assert records[0].keys() == {"iteration", "test", "outputs", "seconds"}
+    assert "loss" in records[0]["outputs"]
     assert list((folder / "events").iterdir())
 
 
@@ -238,6 +278,30 @@ def test_test_averages_the_outputs(folder, capfd):
     assert json.loads(out)["loss"] == pytest.approx(json.loads(out)["outputs"]["loss"])
     code, _, err = run(capfd, "test", "tiny.yaml", "--stage", "deploy")
     assert (code, "it has no data to test on" in err) == (2, True)
+
+
+def test_train_resumes_and_ends_as_caffe(folder, capfd):
+    (folder / "solver.yaml").write_text(SOLVER + "snapshot: 2\nweights: nowhere.caffemodel\n")
+    assert run(capfd, "train", "solver.yaml", "--weights", "")[0] == 0
+    code, out, _ = run(capfd, "train", "solver.yaml", "-snapshot=solver_iter_2.solverstate")
+    assert (code, "1 iterations" in out) == (0, True)
+    code, out, _ = run(capfd, "train", "solver.yaml", "--snapshot", "solver_iter_3.solverstate")
+    assert (code, "iterations" in out, "Optimization Done." in out) == (0, False, True)
+    assert run(capfd, "train", "solver.yaml")[0] == 2
+
+
+def test_train_stops_at_sigint_with_exit_code_0(folder):
+    (folder / "solver.yaml").write_text(SOLVER.replace("max_iter: 3", "max_iter: 100000\ndisplay: 1"))
+    command = [sys.executable, "-m", "cortado", "train", "solver.yaml"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        while not process.stdout.readline().startswith("Iteration 3"):
+            pass
+        process.send_signal(signal.SIGINT)
+        rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "Optimization stopped early.\nweights written to tiny.safetensors\n" in rest
+    assert list(folder.glob("solver_iter_*.solverstate"))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(folder, capfd):

@@ -172,8 +172,9 @@ def test_lower_precision_against_float64(dtype):
     seen = set()
     check_function(lambda x: seen.add(x.dtype) or x**2, [x], **options)
     assert seen == {dtype, torch.float64}
+    assert check_function(torch.sin, [x], dtype=dtype).method == "directional"
     with pytest.raises(ValueError, match="compares float64 gradients"):
-        check_function(torch.sin, [x], dtype=dtype)
+        check_function(torch.sin, [x], dtype=dtype, method="exhaustive")
 
 
 def test_random_numbers_are_the_same_in_every_call():
@@ -216,6 +217,62 @@ def test_inputs_are_left_as_they_were():
     assert not x.requires_grad
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_functions_of_every_kind(method):
+    index = torch.tensor([2, 0])
+
+    def function(x, index, scalar):
+        x.mul_(scalar)  # in place
+        return {"a": [x[index]][0] ** 2, "b": index + 1, "c": None, "d": x.detach() ** 2}
+
+    scalar = torch.tensor(1.5)
+    report = check_function(function, [X, index, scalar], method=method)
+    assert report.ok
+    assert [f.blob for f in report.findings] == ["input 0", "input 2"]
+    assert report.findings[1].index == ()
+    assert check_function(lambda x: [x**2, (x**3)[:0]], [X], method=method).ok
+    assert scalar == 1.5
+
+
+@pytest.mark.parametrize("method", ["exhaustive", "directional"])
+def test_a_top_without_its_gradient_is_wrong(method):
+    def function(x):
+        return x**2, (x**3).detach()
+
+    assert check_function(function, [X], method=method).ok
+    assert not check_function(function, [X], method=method, tops=[0, 1]).ok
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_without_elements_there_is_nothing_to_compare(method):
+    report = check_function(lambda x, y: (x.sum() + y).sin(), [X[:0], X], method=method)
+    assert report.ok
+    assert [f.verdict for f in report.findings] == [Verdict.BLIND, Verdict.OK]
+    assert "input 0: could not fail; 0 compared" in str(report) or method == "directional"
+    assert not check_function(lambda x: x**2, [X[:0]], method=method).ok
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "message"),
+    [
+        (torch.sin, {"wrt": [1]}, "number 1 is not there, only input 0"),
+        (torch.sin, {"tops": [-1]}, "number -1 is not there, only output 0"),
+        (lambda x: (x, x > 0), {"tops": [1]}, "output 1 has no gradient: torch.bool"),
+        (lambda x: (x, None), {"tops": [1]}, "output 1 has no gradient: None"),
+        (lambda x: x.detach(), {}, "no output has a gradient"),
+        (torch.sin, {"wrt": []}, "no output has a gradient"),
+        (lambda x: 3, {}, "expected a tensor, or a tuple, list or dict of them, got <class 'int'>"),
+        (torch.sin, {"dtype": torch.int32}, "dtype: expected one of float64, float32"),
+        (torch.sin, {"method": "numeric"}, "method: expected one of exhaustive, torch, directional"),
+    ],
+)
+def test_mistakes_of_a_check(function, options, message):
+    with pytest.raises(ValueError, match=message):
+        check_function(function, [X], **options)
+    with pytest.raises(ValueError, match=r"input 0 has no gradient: torch\.int64"):
+        check_function(torch.sin, [torch.arange(3)], wrt=[0])
+
+
 def test_shorthands_give_errors_or_raise():
     for check in (directional, caffe_check):
         assert check(lambda x: Cube.apply(x, 1.0), [X])[0] < 1e-3
@@ -244,6 +301,13 @@ def test_a_layer_with_parameters_on_given_bottoms():
     assert report.ok
     (report,) = check_layer("InnerProduct", {"num_output": 3}, [torch.randn(2, 4)], parameters=False)
     assert len(report.findings) == 1
+
+
+@pytest.mark.parametrize("kind", ["Embed", "Parameter"])
+def test_a_layer_with_parameters_alone(kind):
+    for report in check_layer(kind):
+        assert report.ok
+        assert report.findings[0].blob.startswith('parameter "')
 
 
 def test_a_layer_that_is_already_made_is_left_as_it_was():
@@ -364,6 +428,11 @@ def test_the_command(capfd, tmp_path, spoiled_type):
         ([], "name a layer type or a net's spec"),
         (["nosuch.yaml"], "nosuch.yaml"),
         ([str(tmp_path / "good.yaml"), "--top", "0"], "--top is a layer's"),
+        (["EuclideanLoss", "--top", "3"], "number 3 is not there, only output 0"),
+        (["EuclideanLoss", "--bottom", "2"], "number 2 is not there, only"),
+        (["EuclideanLoss", "--step", "0"], "--step"),
+        (["HDF5Data"], "HDF5Data has no samples of its own"),
+        (["Silence"], "none of its samples has a gradient"),
     ):
         code, _, err = run(capfd, *wrong)
         assert (code, message in err) == (2, True)
