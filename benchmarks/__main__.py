@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import sys
 from pathlib import Path
 
 import torch
+from cortado.tools.measuring import peak
+from cortado.tools.results import cpu_name
 
 from .cases import cases
-from .measure import HEADER, Row, interleaved, peak
+from .measure import HEADER, Row, interleaved
 
 RESULTS = Path(__file__).parent / "results" / "cpu.md"
 
@@ -59,18 +60,8 @@ def _explained() -> list[str]:
 
 def _machine(rounds: int) -> str:
     return (
-        f"{_cpu()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {rounds} rounds, "
+        f"{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {rounds} rounds, "
         f"load {os.getloadavg()[0]:.1f} at the start"
-    )
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next(
-        (x.split(":")[1].strip() for x in lines if x.startswith("model name")), platform.machine()
     )
 
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from cortado.layers._runtime.registry import find
+from cortado.tools import plain
+from cortado.tools.measuring import Call, backward, forward, nbytes, traffic
 from torch import Tensor
-
-from . import plain
-from .measure import Call, traffic
 
 
 @dataclass(frozen=True)
@@ -32,36 +31,23 @@ class Case:
     def calls(self, direction: str) -> tuple[Call, Call, Call]:
         """Ours, the alternative's, and the floor's."""
         if direction == "forward":
-            return self._forward(self.ours), self._forward(self.theirs), self._forward_floor()
+            return *self.whole(direction), self._forward_floor()
         return self._backward(self.ours), self._backward(self.theirs), self._backward_floor()
 
     def whole(self, direction: str) -> tuple[Call, Call]:
         """The calls whose memory is measured: backward includes the forward that it needs."""
         if direction == "forward":
-            return self._forward(self.ours), self._forward(self.theirs)
+            return forward(self.ours, self.leaves), forward(self.theirs, self.leaves)
         ours, theirs = self.ours, self.theirs
         return lambda: self._backward(ours)(), lambda: self._backward(theirs)()
 
-    def _forward(self, function: Callable[..., Tensor]) -> Call:
-        def call() -> None:
-            with torch.no_grad():
-                function(*self.leaves)
-
-        return call
-
     def _backward(self, function: Callable[..., Tensor]) -> Call:
-        leaves = [
-            x.detach().requires_grad_(i in self.differentiable) for i, x in enumerate(self.leaves)
-        ]
-        wanted = [leaves[i] for i in self.differentiable]
-        top = function(*leaves)
-        given = torch.ones_like(top)
-        return lambda: torch.autograd.grad(top, wanted, given, retain_graph=True)
+        return backward(function, self.leaves, self.differentiable)
 
     def _forward_floor(self) -> Call:
         if not self.product:
             with torch.no_grad():
-                return traffic([*self.leaves, self.ours(*self.leaves)])
+                return traffic(nbytes(*self.leaves, self.ours(*self.leaves)))
         query, reference = self.leaves[0][0].mT.contiguous(), self.leaves[1][0].flatten(1)
         tiles = [(tile, tile.new_empty(len(query), tile.shape[1])) for tile in reference.split(1024, 1)]
         return lambda: [torch.mm(query, tile, out=out) for tile, out in tiles]
@@ -69,7 +55,7 @@ class Case:
     def _backward_floor(self) -> Call:
         with torch.no_grad():
             top = self.ours(*self.leaves)
-        return traffic([top, *(self.leaves[i] for i in self.differentiable)])
+        return traffic(nbytes(top, *(self.leaves[i] for i in self.differentiable)))
 
 
 def cases() -> list[Case]:

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import multiprocessing
-import platform
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -22,11 +19,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cortado.tools import results as files
+from cortado.tools.measuring import (
+    Call,
+    CudaMeter,
+    Meter,
+    ceilings,
+    nbytes,
+    percentile,
+    sets_past,
+    within_memory,
+)
+from cortado.tools.results import BACKWARD, COMPILED, OURS, PLAIN, Result
 
 from . import table
-from .gpu_cases import BACKWARD, COMPILED, OURS, PLAIN, Task, gpu_cases
-from .measure import Call, CudaMeter, Meter, ceilings, percentile, sets_past
-from .table import Result
+from .gpu_cases import Task, gpu_cases, precision
+from .gpu_regions import region_cases
 from .training import Training
 
 RESULTS = Path(__file__).parent / "results"
@@ -43,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         print("no CUDA device: nothing is measured", file=sys.stderr)
         return 1
     end = time.monotonic() + arguments.seconds
-    every = [*gpu_cases(small), Training(small)]
+    every = everything(small)
     tasks = chosen(every, arguments.only)
     facts = about(small)
     results: list[Result] = []
@@ -62,6 +70,10 @@ def run(arguments: argparse.Namespace) -> int:
         write(Path(arguments.results), results)
     lost = [row for row in results if row.implementation == OURS and row.p50_ms is None]
     return 1 if lost or not results else 0
+
+
+def everything(small: bool) -> list[Any]:
+    return [*gpu_cases(small), *region_cases(small), Training(small)]
 
 
 def chosen(every: Sequence[Any], only: str) -> list[Task]:
@@ -85,10 +97,10 @@ def keep(results: list[Result], new: Sequence[Result], facts: dict[str, str]) ->
 def write(folder: Path, results: Sequence[Result]) -> None:
     """Append to the GPU's CSV file and write its table anew."""
     folder.mkdir(parents=True, exist_ok=True)
-    stem = re.sub(r"[^a-z0-9]+", "_", results[0].gpu.lower()).strip("_") or "unknown"
+    stem = re.sub(r"[^a-z0-9]+", "_", results[0].device.lower()).strip("_") or "unknown"
     path = folder / f"{stem}.csv"
-    table.append(path, results)
-    path.with_suffix(".md").write_text(table.render(table.last_run(table.read(path))), "utf-8")
+    files.append(path, results)
+    path.with_suffix(".md").write_text(table.render(files.read(path)), "utf-8")
     print(f"results in {path} and {path.with_suffix('.md')}")
 
 
@@ -139,31 +151,35 @@ def measure(case: Any, task: Task, meter: Meter, device: str, found: Any) -> dic
 
 def _times(case: Any, function: Any, leaves: Any, draw: Any, task: Task, meter: Meter) -> list[float]:
     """Rounds over sets of inputs that pass the cache; fewer sets where memory ends."""
-    size = sum(x.numel() * x.element_size() for x in leaves)
-    sets = case.sets or sets_past(meter.cache, 2 * size)
-    while True:
-        try:
-            every = [leaves, *(draw(seed) for seed in range(1, sets))]
-            calls: list[Call] = [case.call(function, x, task.direction) for x in every]
-            return meter.rounds(calls, SECONDS)
-        except torch.OutOfMemoryError:
-            if sets == 1:
-                raise
-            sets //= 2
-            every, calls = [], []
+    sets = case.sets or sets_past(meter.cache, 2 * nbytes(*leaves))
+
+    def attempt(sets: int) -> list[float]:
+        every = [leaves, *(draw(seed) for seed in range(1, sets))]
+        calls: list[Call] = [case.call(function, x, task.direction) for x in every]
+        return meter.rounds(calls, SECONDS)
+
+    return within_memory(sets, attempt)
 
 
 def serve(pipe: Connection, small: bool) -> None:
     """Answer questions until there is none; leave when the device does not answer any more."""
     device = "cpu" if small else "cuda"
     meter = Meter() if small else CudaMeter()
-    every = [*gpu_cases(small), Training(small)]
+    every = everything(small)
     torch.backends.cudnn.conv.fp32_precision = "ieee"
     healthy = True
     while healthy and (question := pipe.recv()) is not None:
         reply = answer(question, every, meter, device, small)
         healthy = recovered(meter)
         pipe.send((reply, healthy))
+
+
+def limits(meter: Meter, device: str, small: bool) -> tuple[float, dict[str, float]]:
+    """What the device reaches, float32 products in TF32 too."""
+    bandwidth, rates = ceilings(meter, device, small)
+    with precision("tf32"):
+        rates["tf32"] = ceilings(meter, device, small)[1]["float32"]
+    return bandwidth, rates
 
 
 def recovered(meter: Meter) -> bool:
@@ -179,7 +195,7 @@ def answer(question: Any, every: Sequence[Any], meter: Meter, device: str, small
     """The ceilings, a row's fields, or in words what went wrong."""
     try:
         if question == CEILINGS:
-            return ceilings(meter, device, small)
+            return limits(meter, device, small)
         task, found = question
         return measure(every[task.case], task, meter, device, found)
     except torch.OutOfMemoryError:
@@ -238,43 +254,7 @@ class Server:
             return f"the process ended with status {code}"
 
 
-# ----------------------------------------------------------------------------------------- about
-
-
 def about(small: bool = False) -> dict[str, str]:
     """What every row says of the machine and the code."""
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return {"gpu": gpu_name(small), "versions": versions(), "commit": commit(), "date": now}
-
-
-def gpu_name(small: bool) -> str:
-    return "rehearsal on the CPU" if small else torch.cuda.get_device_name(0)
-
-
-def versions() -> str:
-    found = [f"Python {platform.python_version()}", f"torch {torch.__version__}"]
-    for name in ("cupy", "triton", "torchvision"):
-        found += [f"{name} {version}"] if (version := _version(name)) else []
-    return ", ".join(found)
-
-
-def _version(name: str) -> str:
-    from importlib import metadata
-
-    names = metadata.packages_distributions().get(name, ())
-    return metadata.version(names[0]) if names else ""
-
-
-def commit() -> str:
-    """The commit measured, with a plus where files differ from it."""
-    root = Path(__file__).resolve().parent.parent
-
-    def git(*words: str) -> str:
-        try:
-            done = subprocess.run(["git", "-C", root, *words], capture_output=True, text=True)
-        except OSError:
-            return ""
-        return done.stdout.strip() if not done.returncode else ""
-
-    head = git("rev-parse", "--short", "HEAD")
-    return f"{head}{'+' if git('status', '--porcelain', '-uno') else ''}" if head else "unknown"
+    known = files.about(torch.device("cpu" if small else "cuda"))
+    return known | ({"device": "rehearsal on the CPU"} if small else {})

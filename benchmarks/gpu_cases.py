@@ -6,8 +6,8 @@ lies near one of its references.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +15,21 @@ import torch
 import torch.nn.functional as F
 from cortado.layers._runtime.dispatch import impl
 from cortado.layers._runtime.registry import find
+from cortado.tools import plain
+from cortado.tools.measuring import (
+    Call,
+    Function,
+    backward,
+    compiled,
+    forward,
+    nbytes,
+    tuple_of,
+    without_gradient,
+)
+from cortado.tools.results import BACKWARD, COMPILED, FORWARD, OURS, PLAIN
 from torch import Tensor
 
-from . import plain
-from .measure import Call
-
-Function = Callable[..., Any]
-OURS, PLAIN, COMPILED = "cortado", "torch", "torch.compile"
-FORWARD, BACKWARD, BOTH = "forward", "backward", "forward + backward"
+BOTH = "forward + backward"
 HALVES = (torch.float16, torch.bfloat16)
 CELLS = (95, 311)  # of a KITTI pair's features
 FACTOR = 4  # image pixels a cell
@@ -37,6 +44,9 @@ class Draw:
 
     def wide(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.generator, device=self.device)
+
+    def uniform(self, *shape: int) -> Tensor:
+        return torch.rand(shape, generator=self.generator, device=self.device)
 
     def normal(self, *shape: int) -> Tensor:
         return self.wide(*shape).to(self.dtype)
@@ -72,12 +82,27 @@ class Task:
     implementation: str
 
 
+@contextmanager
+def precision(name: str) -> Iterator[None]:
+    """CUDA's float32 products and convolutions in ``"tf32"``, or in float32 (``"ieee"``), within."""
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = name
+        yield
+    finally:
+        for backend, old in zip(backends, before, strict=True):
+            backend.fp32_precision = old
+
+
 @dataclass(frozen=True)
 class GpuCase:
     """Implementations of one function of the same leaves, the first of them ours.
 
-    ``moved(leaves, tops)`` gives the fewest bytes of forward and of backward, ``flops`` the
-    multiplications and additions of a forward that is bound by them.
+    ``moved(leaves, tops)`` gives the fewest bytes of forward and of backward, ``flops`` and
+    ``backward_flops`` the multiplications and additions of what is bound by them. With ``tf32`` the
+    products of float32 are in TF32, else in float32.
     """
 
     layer: str
@@ -87,6 +112,8 @@ class GpuCase:
     moved: Callable[[Sequence[Tensor], Tensor], tuple[float, float]]
     differentiable: tuple[int, ...] = (0,)
     flops: float = 0
+    backward_flops: float = 0
+    tf32: bool = False
     whole: bool = False  # forward and backward are one measurement
     tolerance: float | None = 1e-3  # of the first tops, in float32; None: they are random
     halves: Sequence[torch.dtype] = HALVES
@@ -112,17 +139,17 @@ class GpuCase:
             ]
         ]
 
-    def forced(self, task: Task, device: str) -> AbstractContextManager[None]:
-        """Ours runs its kernels or fails."""
-        return impl("cuda") if task.implementation == OURS and device != "cpu" else nullcontext()
+    @contextmanager
+    def forced(self, task: Task, device: str) -> Iterator[None]:
+        """Ours runs its kernels or fails; products are in the case's precision."""
+        ours = task.implementation == OURS and device != "cpu"
+        with precision("tf32" if self.tf32 else "ieee"), impl("cuda") if ours else nullcontext():
+            yield
 
     def function(self, task: Task) -> Function:
         if task.implementation != COMPILED:
             return self.implementations[task.implementation]
-        import torch._functorch.config as config
-
-        config.donated_buffer = False  # which would forbid a second backward of one graph
-        return torch.compile(self.implementations[PLAIN], dynamic=False)
+        return compiled(self.implementations[PLAIN])
 
     def leaves(self, device: str, dtype: torch.dtype, seed: int) -> tuple[Tensor, ...]:
         return self.draw(Draw(device, dtype, seed))
@@ -130,29 +157,22 @@ class GpuCase:
     def call(self, function: Function, leaves: Sequence[Tensor], direction: str) -> Call:
         """What is timed."""
         if direction == FORWARD:
-            return lambda: _without_gradient(function, leaves)
+            return forward(function, leaves)
         if direction == BOTH:
-            return lambda: self._backward(function, leaves)()
-        return self._backward(function, leaves)
+            return lambda: backward(function, leaves, self.differentiable)()
+        return backward(function, leaves, self.differentiable)
 
     def everything(self, function: Function, leaves: Sequence[Tensor], direction: str) -> Call:
         """What memory is measured of: backward includes the forward that it needs."""
         return self.call(function, leaves, FORWARD if direction == FORWARD else BOTH)
 
-    def _backward(self, function: Function, leaves: Sequence[Tensor]) -> Call:
-        fresh = [x.detach().requires_grad_(i in self.differentiable) for i, x in enumerate(leaves)]
-        wanted = [fresh[i] for i in self.differentiable]
-        top = _first(function(*fresh))
-        given = torch.ones_like(top)
-        return lambda: torch.autograd.grad(top, wanted, given, retain_graph=True)
-
     def disagrees(self, task: Task, leaves: Sequence[Tensor]) -> str:
         """How an implementation's first top differs from plain torch's; empty if it does not."""
         if self.tolerance is None or task.implementation == PLAIN:
             return ""
-        wanted = _first(_without_gradient(self.implementations[PLAIN], [_wide(x) for x in leaves]))
+        wanted = tuple_of(without_gradient(self.implementations[PLAIN], [_wide(x) for x in leaves]))[0]
         with self.forced(task, leaves[0].device.type):
-            found = _first(_without_gradient(self.function(task), leaves))
+            found = tuple_of(without_gradient(self.function(task), leaves))[0]
         error = float((found.float() - wanted).abs().max() / wanted.abs().max())
         tolerance = self.tolerance if task.dtype == torch.float32 else max(3e-2, self.tolerance)
         return "" if error <= tolerance else f"differs from torch by {error:.2g}"
@@ -161,25 +181,20 @@ class GpuCase:
         self, direction: str, leaves: Sequence[Tensor], bandwidth: float, rates: Mapping[str, float]
     ) -> float:
         """Milliseconds below which no implementation comes: bytes or flops over what was measured."""
-        top = _first(_without_gradient(self.implementations[OURS], leaves))
+        top = tuple_of(without_gradient(self.implementations[OURS], leaves))[0]
         forward, backward = self.moved(leaves, top)
         least = {FORWARD: forward, BACKWARD: backward, BOTH: forward + backward}[direction]
-        dtype = str(leaves[0].dtype).removeprefix("torch.")
-        arithmetic = 0 if direction == BACKWARD else self.flops / rates[dtype]
-        return 1e3 * max(least / bandwidth, arithmetic)
-
-
-def _first(tops: Any) -> Tensor:
-    return tops[0] if isinstance(tops, tuple) else tops
+        flops = {
+            FORWARD: self.flops,
+            BACKWARD: self.backward_flops,
+            BOTH: self.flops + self.backward_flops,
+        }
+        rate = rates["tf32" if self.tf32 else str(leaves[0].dtype).removeprefix("torch.")]
+        return 1e3 * max(least / bandwidth, flops[direction] / rate)
 
 
 def _wide(x: Tensor) -> Tensor:
     return x.float() if x.is_floating_point() else x
-
-
-@torch.no_grad()
-def _without_gradient(function: Function, leaves: Sequence[Tensor]) -> Any:
-    return function(*leaves)
 
 
 # -------------------------------------------------------------------------------------- cases
@@ -213,10 +228,6 @@ def _layer(kind: str, **options: Any) -> Function:
     return lambda *bottoms: layer(*bottoms)
 
 
-def _bytes(*tensors: Tensor) -> float:
-    return float(sum(x.numel() * x.element_size() for x in tensors))
-
-
 def _shown(count: int) -> str:
     return f"{count:,}"
 
@@ -230,7 +241,7 @@ def _wide_cases(cells: Sequence[int]) -> list[GpuCase]:
             f"2 x 128 x {size}",
             lambda draw: (draw.normal(2, 128, height, width),),
             {OURS: _layer("ChannelL2Norm"), PLAIN: plain.normalized},
-            lambda leaves, top: (2 * _bytes(top), 3 * _bytes(top)),
+            lambda leaves, top: (2 * nbytes(top), 3 * nbytes(top)),
         ),
         *(
             GpuCase(
@@ -238,7 +249,7 @@ def _wide_cases(cells: Sequence[int]) -> list[GpuCase]:
                 f"{channels} x {size}",
                 lambda draw, channels=channels: (draw.normal(1, channels, height, width),),
                 {OURS: _layer("LRN", alpha=1e-4), PLAIN: plain.local_response},
-                lambda leaves, top: (2 * _bytes(top), 3 * _bytes(top)),
+                lambda leaves, top: (2 * nbytes(top), 3 * nbytes(top)),
             )
             for channels in (64, 192)
         ),
@@ -248,7 +259,7 @@ def _wide_cases(cells: Sequence[int]) -> list[GpuCase]:
 def _touched(feature: Tensor, points: int) -> float:
     """Bytes of the map that bilinear reading at the points needs."""
     images, channels = feature.shape[:2]
-    return min(_bytes(feature), 4.0 * images * points * channels * feature.element_size())
+    return min(nbytes(feature), 4.0 * images * points * channels * feature.element_size())
 
 
 def _extraction(cells: Sequence[int], points: int) -> GpuCase:
@@ -258,16 +269,16 @@ def _extraction(cells: Sequence[int], points: int) -> GpuCase:
         lambda draw: (draw.unit(2, 128, *cells), draw.table(2, points, cells)),
         {OURS: _layer("ExtractFeature"), PLAIN: lambda x, pairs: plain.read(x, pairs[..., :2])},
         lambda leaves, top: (
-            _touched(leaves[0], points) + _bytes(leaves[1], top),
-            _bytes(*leaves, top),
+            _touched(leaves[0], points) + nbytes(leaves[1], top),
+            nbytes(*leaves, top),
         ),
     )
 
 
 def _loss(cells: Sequence[int], pairs: int) -> GpuCase:
     def moved(leaves: Sequence[Tensor], top: Tensor) -> tuple[float, float]:
-        read = 2 * _touched(leaves[0], pairs) + _bytes(leaves[2])
-        return read, read + _bytes(*leaves[:2])
+        read = 2 * _touched(leaves[0], pairs) + nbytes(leaves[2])
+        return read, read + nbytes(*leaves[:2])
 
     return GpuCase(
         "CorrespondenceContrastiveLoss",
@@ -294,9 +305,9 @@ def _knn(cells: Sequence[int], queries: int, k: int, compiled: bool) -> GpuCase:
         return draw.near(reference, queries), reference
 
     def moved(leaves: Sequence[Tensor], top: Tensor) -> tuple[float, float]:
-        forward = _bytes(*leaves, top) + 8 * top.numel()
-        found = min(1.0, queries * k / references) * _bytes(leaves[1])
-        return forward, 9.0 * top.numel() + 2 * _bytes(*leaves) - _bytes(leaves[1]) + found
+        forward = nbytes(*leaves, top) + 8 * top.numel()
+        found = min(1.0, queries * k / references) * nbytes(leaves[1])
+        return forward, 9.0 * top.numel() + 2 * nbytes(*leaves) - nbytes(leaves[1]) + found
 
     return GpuCase(
         "KNN",
@@ -321,7 +332,7 @@ def _mining(cells: Sequence[int], points: int) -> GpuCase:
         return draw.table(2, points, cells), index, draw.wide(2, 1, *cells), counts
 
     def moved(leaves: Sequence[Tensor], top: Tensor) -> tuple[float, float]:
-        return _bytes(*leaves[:2], leaves[0], top), 0.0
+        return nbytes(*leaves[:2], leaves[0], top), 0.0
 
     return GpuCase(
         "HardNegativeMining",
@@ -350,7 +361,7 @@ def _transformer(cells: Sequence[int], channels: int, k: int) -> GpuCase:
             OURS: _layer("ConvolutionalSpatialTransformer", kernel_size=k),
             PLAIN: lambda u, theta: plain.transformed(u, theta, k),
         },
-        lambda leaves, top: (_bytes(*leaves, top), 2 * _bytes(*leaves) + _bytes(top)),
+        lambda leaves, top: (nbytes(*leaves, top), 2 * nbytes(*leaves) + nbytes(top)),
         (0, 1),
     )
 
@@ -372,7 +383,7 @@ def _convolution(cells: Sequence[int], channels: int, filters: int, k: int) -> G
             PLAIN: plain.convolved,
             "torchvision": plain.deformed,
         },
-        lambda leaves, top: (_bytes(*leaves, top), 2 * _bytes(*leaves) + _bytes(top)),
+        lambda leaves, top: (nbytes(*leaves, top), 2 * nbytes(*leaves) + nbytes(top)),
         (0, 1, 2),
         flops=2.0 * cells[0] * cells[1] * k * k * channels * filters,
         halves=(),
@@ -403,8 +414,8 @@ def _mined_pairs(cells: Sequence[int], points: int) -> GpuCase:
         def run(first: Tensor, second: Tensor, pairs: Tensor, counts: Tensor) -> Tensor:
             with torch.no_grad():
                 _, index = knn(extract(first, pairs), second, counts)
-                table = _first(mine(pairs, index, second, counts))
-            return _first(loss(first, second, table))
+                table = tuple_of(mine(pairs, index, second, counts))[0]
+            return tuple_of(loss(first, second, table))[0]
 
         return run
 
@@ -413,7 +424,7 @@ def _mined_pairs(cells: Sequence[int], points: int) -> GpuCase:
         f"{_shown(points)} pairs, {_shown(cells[0] * cells[1])} references x 128",
         draw,
         {OURS: step(ours), PLAIN: step(theirs)},
-        lambda leaves, top: (_bytes(*leaves), 2 * _bytes(*leaves[:2])),
+        lambda leaves, top: (nbytes(*leaves), 2 * nbytes(*leaves[:2])),
         (0, 1),
         flops=2.0 * points * cells[0] * cells[1] * 128,
         whole=True,

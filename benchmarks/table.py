@@ -1,78 +1,13 @@
-"""The results on a GPU: rows appended to a CSV file, the last run's as a table to read."""
+"""A run's results on a GPU as a table to read."""
 
 from __future__ import annotations
 
-import csv
-import dataclasses
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 
-OURS = "cortado"
+from cortado.tools.results import OURS, Result, number
+
 DEVICE = "the device"
 """The layer of rows that say what the device reaches."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """One measurement; times in milliseconds, memory in MiB, None where there is none."""
-
-    layer: str
-    size: str
-    dtype: str
-    direction: str
-    implementation: str
-    p20_ms: float | None = None
-    p50_ms: float | None = None
-    p80_ms: float | None = None
-    peak_extra_mib: float | None = None
-    floor_ms: float | None = None
-    gpu: str = ""
-    versions: str = ""
-    commit: str = ""
-    date: str = ""
-    note: str = ""
-
-    @property
-    def what(self) -> tuple[str, str, str]:
-        return self.layer, self.size, self.direction
-
-
-FIELDS = tuple(field.name for field in dataclasses.fields(Result))
-NUMBERS = tuple(name for name in FIELDS if name.endswith(("_ms", "_mib")))
-
-
-def append(path: Path, results: Iterable[Result]) -> None:
-    """Add rows to the file, which is begun if need be."""
-    begun = path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        if not begun:
-            writer.writerow(FIELDS)
-        writer.writerows(_cells(result) for result in results)
-
-
-def _cells(result: Result) -> list[str]:
-    values = dataclasses.asdict(result)
-    shown = {name: f"{values[name]:.6g}" for name in NUMBERS if values[name] is not None}
-    return ["" if values[name] is None else shown.get(name, values[name]) for name in FIELDS]
-
-
-def read(path: Path) -> list[Result]:
-    """The rows of the file."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [Result(**{k: _value(k, v) for k, v in row.items()}) for row in csv.DictReader(file)]
-
-
-def _value(name: str, text: str) -> str | float | None:
-    if name not in NUMBERS:
-        return text
-    return float(text) if text else None
-
-
-def last_run(results: Sequence[Result]) -> list[Result]:
-    return [result for result in results if result.date == results[-1].date] if results else []
-
 
 HEAD = (
     "| layer | size | direction | dtype | ms (p20 to p80) | best alternative | times as fast "
@@ -94,7 +29,7 @@ def render(results: Sequence[Result]) -> str:
     others = [row for row in results if row.implementation != OURS and row.layer != DEVICE]
     reached = [f"- {row.size}: {row.note}" for row in results if row.layer == DEVICE]
     lines = [
-        f"# The layers on {first.gpu or 'a device'}",
+        f"# The layers on {first.device or 'a device'}",
         "",
         f"{first.date}, commit {first.commit}; {first.versions}.",
         "",
@@ -129,7 +64,7 @@ def _line(row: Result, best: Result | None) -> str:
     alternative = "" if best is None else f"{_ms(best)} {best.implementation}"
     cells = [name, size, direction, row.dtype, _spread(row), alternative]
     cells += [_ratio(best and best.p50_ms, row.p50_ms), _mib(row), "" if best is None else _mib(best)]
-    cells += [_number(row.floor_ms), _ratio(row.p50_ms, row.floor_ms)]
+    cells += [number(row.floor_ms), _ratio(row.p50_ms, row.floor_ms)]
     return f"| {' | '.join(cells)} |"
 
 
@@ -139,22 +74,18 @@ def _other(row: Result) -> str:
 
 
 def _ms(row: Result) -> str:
-    return row.note or "not measured" if row.p50_ms is None else _number(row.p50_ms)
+    return row.note or "not measured" if row.p50_ms is None else number(row.p50_ms)
 
 
 def _spread(row: Result) -> str:
     if row.p50_ms is None:
         return _ms(row)
-    spread = f"{_number(row.p50_ms)} ({_number(row.p20_ms)} to {_number(row.p80_ms)})"
+    spread = f"{number(row.p50_ms)} ({number(row.p20_ms)} to {number(row.p80_ms)})"
     return f"{spread}, {row.note}" if row.note else spread
 
 
 def _mib(row: Result) -> str:
     return "" if row.peak_extra_mib is None else f"{row.peak_extra_mib:.1f}"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}" if value < 0.1 else f"{value:.3g}"
 
 
 def _ratio(above: float | None, below: float | None) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from cortado.tools.measuring import peak
 
 from .cases import Case, cases
-from .measure import Row, peak, seconds
+from .measure import Row, seconds
 
 ROUNDS = 11
 

@@ -11,11 +11,12 @@ from cortado.layers._runtime.dispatch import impl
 from cortado.nets import specs
 from cortado.nets.graph import StateFields
 from cortado.nets.solver import Solver
+from cortado.tools import plain
+from cortado.tools.measuring import Call
+from cortado.tools.results import OURS, PLAIN
 from torch import Tensor
 
-from . import plain
-from .gpu_cases import OURS, PLAIN, Draw, Task
-from .measure import Call
+from .gpu_cases import Draw, Task
 
 STEP = "training step"
 

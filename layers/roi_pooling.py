@@ -411,6 +411,9 @@ class ROIPooling(Layer):
             return [sample("VGG16, 1000 regions", (1, 512, 30, 40), 1000, 0.0, 7, 7, 1 / 16)]
         if size == "large":
             return [sample("two images, 2000 regions", (2, 512, 60, 80), 2000, 0.0, 7, 7, 1 / 16)]
+        ramp = torch.linspace(-0.9, 1, 174, dtype=torch.float64).view(58, 3).T
+        wide = torch.tensor([[0, 0, 0, 56, 2], [0, 0.8, 1, 57.3, 1]], dtype=torch.float64)
+        uneven = torch.stack((ramp, -ramp))[None], wide  # 57 cells, where the edges differ
         middle = torch.tensor([[0.0, 44, 30, 47, 31]], dtype=torch.float64)  # where a block's band ends
         return [
             sample("two images", (2, 3, 6, 7), 5, 0.0, 2, 3, 0.25),
@@ -418,7 +421,8 @@ class ROIPooling(Layer):
             sample("more bins than cells", (1, 2, 3, 4), 4, 0.3, 5, 6, 0.1),
             sample("one bin", (3, 1, 6, 5), 4, 0.1, 1, 1, 1 / 16),
             sample("one cell", (1, 3, 1, 1), 2, 0.0, 2, 2, 0.5),
-            sample("released edges", (1, 1, 3, 58), 6, 0.1, 1, 7, 1.0, Edges.released),
+            Sample(Params(1, 7), uneven, name="exact edges"),
+            Sample(Params(1, 7, 1.0, Edges.released), uneven, name="released edges"),
             sample("integers", (2, 2, 5, 6), 4, 0.2, 2, 2, 0.25, Edges.released, whole=True),
             sample("ties", (1, 2, 6, 5), 5, 0.1, 2, 2, 0.5, ties=True),
             sample("many rois", (2, 2, 4, 3), 70, 0.1, 1, 2, 0.5, check=False),

@@ -1,7 +1,8 @@
 """Runs our net on a case that real Caffe computed, and compares everything that was recorded.
 
 A case is a folder: net.prototxt, meta.json, data.npz (what went in, every blob and every gradient)
-and the parameters. A blob written in place shows its last value, and the gradient of its first.
+and the parameters. A blob written in place shows its last value, and the gradient of its first. A
+case of several steps has a set of these arrays for each, and the parameters that each one leaves.
 """
 
 from __future__ import annotations
@@ -24,11 +25,24 @@ def check(folder: Path, tolerance: float = TOLERANCE) -> None:
     with np.load(folder / "data.npz") as file:
         data = dict(file)
     net = _net(folder, meta, data)
+    splits = {top for layer in meta["layers"] if layer["type"] == "Split" for top in layer["tops"]}
+    for step in range(meta.get("steps", 0)):
+        arrays = _arrays(f"step{step}", data)
+        after = {f"param_after/{name}": array for name, array in _arrays("param", arrays).items()}
+        _check_pass(net, arrays | after, splits, tolerance)
+    if "steps" not in meta:
+        _check_pass(net, data, splits, tolerance)
+
+
+def _check_pass(net: Net, data: dict[str, np.ndarray], splits: set[str], tolerance: float) -> None:
     given = _arrays("input", data)
     blobs = net({name: torch.from_numpy(array) for name, array in given.items()}, keep=True)
-    splits = {top for layer in meta["layers"] if layer["type"] == "Split" for top in layer["tops"]}
     _check_forward(blobs, data, splits, tolerance)
+    for name, wanted in _arrays("param_after", data).items():
+        layer, i = name.rsplit("/", 1)
+        agree(f"param_after/{name}", net.params[layer][int(i)], wanted, tolerance)
     if _arrays("topdiff", data):
+        net.zero_grad()
         _check_backward(net, blobs, data, splits, tolerance)
 
 

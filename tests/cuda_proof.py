@@ -101,8 +101,9 @@ def cases(
 
 
 def empty(case: Case) -> Case:
-    """The case with every bottom's first axis emptied."""
-    bottoms = tuple(bottom[:0] for bottom in case.sample.bottoms)
+    """The case with an empty batch."""
+    shared = case.entry.layer.shared
+    bottoms = tuple(x if i in shared else x[:0] for i, x in enumerate(case.sample.bottoms))
     sample = Sample(case.sample.params, bottoms, case.sample.differentiable, case.sample.tops, "empty")
     return Case(case.entry, sample, case.dtype)
 

@@ -60,6 +60,10 @@ class LayerSuite:
         """The tops by plain loops; float64 in and out."""
         raise NotImplementedError
 
+    def growth(self, times: int) -> float:
+        """What a batch repeated so many times multiplies results and gradients by."""
+        return 1 / times if self.layer.is_loss else 1  # a loss is a mean over the batch
+
     # ---------------------------------------------------------------- what subclasses may use
 
     def samples(self, size: str = "small") -> list[Sample]:

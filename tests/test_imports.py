@@ -21,7 +21,7 @@ INSIDE = {
     "nets": {"prototxt_like", "layers", "nets"},
     "tools": {"prototxt_like", "layers", "nets", "tools", "cortado"},
     "cortado": {"prototxt_like", "layers", "nets", "tools", "cortado"},
-    "benchmarks": {"layers", "nets", "benchmarks", "cortado"},
+    "benchmarks": {"layers", "nets", "tools", "benchmarks", "cortado"},
 }
 AT_LOAD = {
     "prototxt_like": {"yaml", "google", "numpy"},
@@ -35,8 +35,8 @@ IN_FUNCTIONS = {
     "prototxt_like": set(),
     "layers": {"skimage", "PIL", "pycocotools", "h5py", "lmdb", "scipy"},
     "nets": {"h5py", "scipy"},
-    "tools": {"matplotlib", "skimage", "scipy", "torch", "numpy", "rich"},
-    "cortado": {"torch", "numpy"},
+    "tools": {"matplotlib", "skimage", "scipy", "torch", "torchvision", "numpy", "rich"},
+    "cortado": {"torch", "numpy", "skimage", "scipy"},
     "benchmarks": {"scipy", "skimage", "rich", "torchvision"},
 }
 
@@ -133,7 +133,7 @@ def test_everything_imports_without_what_is_optional():
 import sys, pkgutil, importlib
 for name in {blocked!r}: sys.modules[name] = None
 import cortado
-for package in ("layers", "nets", "prototxt_like", "tools"):
+for package in ("layers", "nets", "prototxt_like", "pycaffe", "tools"):
     root = importlib.import_module("cortado." + package)
     for module in pkgutil.walk_packages(root.__path__, root.__name__ + "."):
         importlib.import_module(module.name)

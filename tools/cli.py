@@ -11,11 +11,13 @@ import click
 import cortado
 
 COMMANDS = (
+    "bench",
     "check",
     "convert",
     "demo",
     "demo_scnet",
     "device_query",
+    "draw",
     "gradcheck",
     "kernels",
     "match",
@@ -59,14 +61,15 @@ def cli() -> None:
 
 def main(args: list[str] | None = None) -> Any:
     """Run a command; a user's mistake prints its message and exits with 2."""
-    from cortado.prototxt_like.source import SpecError
-
     from .options import modern
 
     try:
         return cli(args=modern(sys.argv[1:] if args is None else args), prog_name="cortado")
-    except (SpecError, LookupError, OSError, ValueError, FloatingPointError) as error:
-        if isinstance(error, (KeyError, IndexError)):
+    except Exception as error:
+        from cortado.prototxt_like.source import SpecError
+
+        known = (SpecError, LookupError, OSError, ValueError, FloatingPointError)
+        if not isinstance(error, known) or isinstance(error, (KeyError, IndexError)):
             raise  # a mistake of ours, not the user's
         click.echo(str(error) if isinstance(error, SpecError) else f"error: {error}", err=True)
         sys.exit(2)

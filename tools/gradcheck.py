@@ -21,13 +21,14 @@ import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from . import subjects
-from .options import device_options, python_layers, the_device
+from .options import device_options, python_layers, state_options, the_device
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +41,8 @@ METHODS = ("exhaustive", "torch", "directional")
 NET_STEP = 1e-8  # so small that few of a net's rectifiers switch, and float64's rounding is smaller
 STEPS = {"exhaustive": 1e-4, "torch": 1e-6, "directional": 1e-5}
 THRESHOLDS = {"float64": 1e-4, "float32": 1e-3, "float16": 3e-2, "bfloat16": 1e-1}
+POSITIVE = click.FloatRange(min=0, min_open=True)
+DEFAULT_METHOD = "[default: exhaustive; in lower precision, and for a net, directional]"
 ELEMENTS = 50  # random elements of each blob of a net
 
 
@@ -93,7 +96,7 @@ def _line(finding: Finding) -> str:
         where = f" at {list(f.index)}" if f.index else ""
         text += f", error {f.error:.3g}{where}: gradient {f.analytic:.6g}, difference {f.numeric:.6g}"
         text += f" (step {f.step:.3g})"
-    elif f.verdict is Verdict.BLIND:
+    elif f.verdict is Verdict.BLIND and f.checked:
         text += ": its gradient is zero, or too small for the threshold"
     return f"{text}; {f.checked} compared" + (f", {f.kinks} not smooth" if f.kinks else "")
 
@@ -113,21 +116,22 @@ def check_function(
 ) -> Report:
     """Check the gradients of any function of tensors, such as ``MyFunction.apply``.
 
-    ``wrt``: the inputs to check (default: all floating ones); ``tops``: the outputs that count
-    (default: all floating ones that require a gradient). ``names`` are the inputs' in the report.
+    The function gives a tensor, or several in a tuple, list or dict. ``wrt``: the inputs to check
+    (default: all floating ones); ``tops``: the outputs that count, by number (default: all floating
+    ones that require a gradient). ``names`` are the inputs' in the report.
     ``dtype`` (default float64) is that of the gradients; the differences are taken in float64, of
     the inputs rounded to ``dtype``. Random numbers that the function draws from torch's generators
     are the same in every call. ``options``:
 
-    - ``method``: one of the module's, default "exhaustive";
+    - ``method``: one of the module's, default "exhaustive" in float64, else "directional";
     - ``step``, ``threshold``: default ``STEPS`` and ``THRESHOLDS``;
     - ``floor`` (0): the least that an error is measured against, 1 in Caffe;
     - ``kink``, ``kink_range``: elements within ``kink_range`` of +-``kink`` are left out;
     - ``elements``: of an input with more, so many random ones are looked at;
     - ``directions`` (2) of the method "directional".
 
-    Gives a :class:`Report`; ``report.check()`` raises. ValueError for an unknown method, or one
-    that cannot be used with the ``dtype``.
+    Gives a :class:`Report`; ``report.check()`` raises. ValueError for an unknown method, one that
+    cannot be used with the ``dtype``, and for inputs and outputs that have no gradient.
     """
     import torch
 
@@ -148,7 +152,7 @@ def _compared(
     subject: str,
     device: str | torch.device,
     *,
-    method: str = "exhaustive",
+    method: str | None = None,
     step: float | None = None,
     threshold: float | None = None,
     kink: float = 0.0,
@@ -162,12 +166,16 @@ def _compared(
     from . import differences
 
     kind = str(call.dtype).removeprefix("torch.")
+    if kind not in THRESHOLDS:
+        raise ValueError(f"dtype: expected one of {', '.join(THRESHOLDS)}, got {kind}")
+    method = method or ("exhaustive" if call.dtype == torch.float64 else "directional")
     if method not in METHODS:
         raise ValueError(f'method: expected one of {", ".join(METHODS)}, got "{method}"')
     if method != "directional" and call.dtype != torch.float64:
         raise ValueError(f"{method} compares float64 gradients; {kind} needs the method directional")
     threshold = THRESHOLDS[kind] if threshold is None else threshold
     exact = [_rounded(x.to(device), d) for x, d in zip(inputs, call.dtypes, strict=True)]
+    _expect_floating(wrt, inputs, names)
     call.choose(exact, wrt, tops)
     options: dict[str, Any] = {"step": step or STEPS[method], "threshold": threshold, "floor": floor}
     options["generator"] = torch.Generator().manual_seed(call.seed)
@@ -179,6 +187,17 @@ def _compared(
         options |= {"kink": kink, "kink_range": kink_range, "elements": elements}
     found = compare(call.exact, exact, call.rounded, wrt, [names[i] for i in wrt], **options)
     return Report(subject, method, kind, threshold, found)
+
+
+def _expect_floating(chosen: Sequence[int], blobs: Sequence[Any], names: Sequence[str]) -> None:
+    """Raises ValueError unless all that are chosen are there, and floating-point tensors."""
+    import torch
+
+    for i in chosen:
+        if not 0 <= i < len(blobs):
+            raise ValueError(f"number {i} is not there, only {', '.join(names)}")
+        if not (isinstance(blobs[i], torch.Tensor) and blobs[i].is_floating_point()):
+            raise ValueError(f"{names[i]} has no gradient: {getattr(blobs[i], 'dtype', blobs[i])}")
 
 
 def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -200,13 +219,17 @@ class _Call:
 
     def choose(self, inputs: list[Tensor], wrt: list[int], tops: Sequence[int] | None) -> None:
         """Settle which tops count: those asked for, or all that can have a gradient."""
+        import torch
+
+        leaves = [x.detach().requires_grad_(i in wrt) for i, x in enumerate(inputs)]
+        found = self._all(leaves)
         if tops is not None:
             self.tops = list(tops)
-            return
-        leaves = [x.detach().requires_grad_(i in wrt) for i, x in enumerate(inputs)]
-        found = [top.is_floating_point() and top.requires_grad for top in self._all(leaves)]
-        self.tops = [i for i, counts in enumerate(found) if counts]
-        if not self.tops:
+        else:
+            asked = [isinstance(top, torch.Tensor) and top.requires_grad for top in found]
+            self.tops = [i for i, counts in enumerate(asked) if counts]
+        _expect_floating(self.tops, found, [f"output {i}" for i in range(len(found))])
+        if not self.tops or not wrt:
             raise ValueError("no output has a gradient: nothing to check")
 
     def exact(self, *inputs: Tensor) -> list[Tensor]:
@@ -224,14 +247,21 @@ class _Call:
         finally:
             self.now = torch.float64
 
-    def _all(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def _all(self, inputs: Sequence[Tensor]) -> tuple[Any, ...]:
         import torch
 
-        devices = [x.device for x in inputs if x.is_cuda][:1]
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(self.seed)
-            tops = self.function(*inputs)
-        return (tops,) if isinstance(tops, torch.Tensor) else tuple(tops)
+        devices = {x.device for x in inputs if x.is_cuda}
+        with torch.random.fork_rng(devices=list(devices)):
+            torch.default_generator.manual_seed(self.seed)
+            for device in devices:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(self.seed)
+            tops = self.function(*(x.clone() for x in inputs))  # which it may write in place
+        if isinstance(tops, torch.Tensor):
+            return (tops,)
+        if not isinstance(tops, (tuple, list, Mapping)):
+            raise ValueError(f"expected a tensor, or a tuple, list or dict of them, got {type(tops)}")
+        return tuple(tops.values() if isinstance(tops, Mapping) else tops)
 
 
 def directional(
@@ -298,6 +328,8 @@ def check_layer(
             subjects.module_function(module, list(blobs), len(sample.bottoms)), dtypes, dtype, seed
         )
         checked = [*sample.differentiable, *range(len(sample.bottoms), len(inputs))]
+        if not checked:
+            continue
         names = [subjects.bottom_name(kind, i) for i in range(len(sample.bottoms))]
         names += [f'parameter "{name}"' for name in blobs]
         subject = kind.type_name or kind.__name__
@@ -376,18 +408,17 @@ def check_net(
 @click.command()
 @click.argument("names", metavar="[SPEC | LAYER_TYPE]...", nargs=-1)
 @click.option("--paper", is_flag=True, help="Every layer of the papers.")
-@click.option("--method", type=click.Choice(METHODS), help="[exhaustive; a net: directional]")
+@click.option("--method", type=click.Choice(METHODS), help=DEFAULT_METHOD)
 @click.option("--dtype", type=click.Choice(list(THRESHOLDS)), default="float64", show_default=True)
 @click.option("--seed", default=0, show_default=True)
-@click.option("--step", type=float, help="Of the differences.")
-@click.option("--threshold", type=float, help="Of the error relative to the gradient's scale.")
+@click.option("--step", type=POSITIVE, help="Of the differences.")
+@click.option("--threshold", type=POSITIVE, help="Of the error relative to the gradient's scale.")
 @click.option("--kink", default=0.0, help="Elements near +-kink are left out ...")
 @click.option("--kink-range", default=-1.0, help="... if they are this near.")
 @click.option("--bottom", "wrt", type=int, multiple=True, help="A layer's bottom, by number.")
 @click.option("--top", "tops", type=int, multiple=True, help="A top that counts, by number.")
-@click.option("--phase", type=click.Choice(["TRAIN", "TEST"]), default="TRAIN", show_default=True)
-@click.option("--stage", "stages", multiple=True, help="Of a net.")
-@click.option("--weights", type=click.Path(exists=True), help="Of a net.")
+@partial(state_options, phase="TRAIN")
+@click.option("--weights", type=click.Path(exists=True, dir_okay=False), help="Of a net.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list of reports.")
 @click.option("--plugin", multiple=True, type=click.Path(exists=True), help="A file of your layers.")
 @device_options
@@ -434,7 +465,7 @@ def check(subject: str, **options: Any) -> list[Report]:
                 raise ValueError(f"--{'bottom' if name == 'wrt' else 'top'} is a layer's, not a net's")
         return [check_net(subject, **given)]
     training = given.pop("phase", "TRAIN") == "TRAIN"
-    for name in ("stages", "weights", "allow_python_layers"):
+    for name in ("level", "stages", "weights", "allow_python_layers"):
         given.pop(name, None)
     return check_layer(subject, training=training, **given)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,7 +17,6 @@ Call = Callable[[], object]
 Function = Callable[..., Any]
 
 ROUNDS = (5, 60)  # at least, at most
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 # ----------------------------------------------------------------------------------------- calls
 
@@ -42,9 +42,9 @@ def backward(
     differentiable: Sequence[int] = (0,),
     tops: Sequence[int] = (0,),
     parameters: Sequence[Tensor] = (),
-) -> Callable[[], tuple[Tensor | None, ...]]:
-    """The forward pass, run once, and a call of its backward pass: from gradients 1 of ``tops`` to
-    those of the ``differentiable`` leaves and of the parameters."""
+) -> partial[tuple[Tensor | None, ...]]:
+    """The forward pass, run once, and a call of its backward pass: from gradients 1 of ``tops``, its
+    third argument, to those of the ``differentiable`` leaves and of the parameters."""
     fresh = [x.detach().requires_grad_(i in differentiable) for i, x in enumerate(leaves)]
     wanted = [*(fresh[i] for i in differentiable), *parameters]
     made = tuple_of(function(*fresh))
@@ -82,6 +82,7 @@ def peak(call: Call) -> float:
     It sees every tensor, temporaries of operators included, but not the packing buffers of the
     matrix library (a few MiB).
     """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "10")  # it says on the standard error that it starts
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
     assert profiler.profiler is not None
@@ -231,14 +232,20 @@ def ceilings(meter: Meter, device: str, small: bool = False) -> tuple[float, dic
     ms = percentile(meter.rounds([partial(target.copy_, source)], 0.3), 50)
     bandwidth = 2e3 * source.nbytes / ms
     del source, target
-    n = 256 if small else 8192
-    rates = {
-        str(dtype).removeprefix("torch."): product_rate(meter, device, dtype, n) for dtype in DTYPES
-    }
+    rates, n = {}, 256 if small else 8192
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        call, _ = product(n**3, dtype, device, (n, n))
+        rates[str(dtype).removeprefix("torch.")] = (
+            2e3 * n**3 / percentile(meter.rounds([call], 0.3), 50)
+        )
     return bandwidth, rates
 
 
-def product_rate(meter: Meter, device: str | torch.device, dtype: torch.dtype, n: int) -> float:
-    """Flops a second, multiplications and additions each counted, of an ``n x n`` matrix product."""
+def product(
+    multiply_adds: int, dtype: torch.dtype, device: str | torch.device, sides: tuple[int, int]
+) -> tuple[Call, float]:
+    """A square matrix product of about so many multiply-adds, as far as its side may be between
+    ``sides``, and how many such products they are."""
+    n = min(max(round(multiply_adds ** (1 / 3)), sides[0]), sides[1])
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    return 2e3 * n**3 / percentile(meter.rounds([partial(torch.mm, a, b)], 0.3), 50)
+    return partial(torch.mm, a, b), multiply_adds / n**3

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -15,31 +17,50 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+TESTING = timedelta(days=1)  # how long processes wait for the first one, which tests alone
 EFFECTS = ("stop", "snapshot", "none")
 
 
 def device_options(command: F) -> F:
     """``--device`` and Caffe's ``--gpu``; :func:`the_device` reads them."""
-    command = click.option("--gpu", help="Caffe's: a GPU's number, the same as --device cuda:N.")(
-        command
-    )
+    command = click.option("--gpu", help="Caffe's: a GPU's number, or all.")(command)
     return click.option("--device", help="cpu, cuda, cuda:1 ... [default: cpu]")(command)
 
 
-def state_options(command: F) -> F:
-    """``--phase``, ``--level`` and ``--stage``."""
-    command = click.option("--stage", "stages", multiple=True, help="May be given more than once.")(
-        command
-    )
-    command = click.option("--level", type=int, default=0, show_default=True)(command)
+def state_options(command: F, phase: str = "TEST") -> F:
+    """``--phase``, which is ``phase`` by default, ``--level`` and ``--stage``."""
     phases = click.Choice(["TRAIN", "TEST"], case_sensitive=False)
-    return click.option("--phase", type=phases, default="TEST", show_default=True)(command)
+    command = level_and_stages(command)
+    return click.option("--phase", type=phases, default=phase, show_default=True)(command)
+
+
+def level_and_stages(command: F) -> F:
+    def split(ctx: click.Context, option: click.Parameter, given: Sequence[str]) -> tuple[str, ...]:
+        return tuple(name for names in given for name in names.split(",") if name)
+
+    text = "Several, separated by commas or given one after the other."
+    command = click.option("--stage", "stages", multiple=True, callback=split, help=text)(command)
+    return click.option("--level", type=int, default=0, show_default=True)(command)
 
 
 def python_layers(command: F) -> F:
     return click.option(
         "--allow-python-layers", is_flag=True, help='Import the modules of "Python" layers.'
     )(command)
+
+
+def named_once(first: str | None, second: str | None, what: str) -> str:
+    """The one that was given of an argument and Caffe's flag for it; UsageError for none or both."""
+    if bool(first) == bool(second):
+        raise click.UsageError(f"name the {what}, once")
+    return first or second or ""
+
+
+def expect_folder(path: str, option: str) -> None:
+    """Raises UsageError if a file could not be written there: before the work, not after it."""
+    folder = Path(path).absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise click.UsageError(f"{option}: no folder {Path(path).parent} to write to")
 
 
 def the_device(options: dict[str, Any]) -> torch.device:
@@ -49,6 +70,8 @@ def the_device(options: dict[str, Any]) -> torch.device:
     name, gpu = options["device"], options["gpu"]
     if name and gpu:
         raise click.UsageError("give --device or --gpu, not both")
+    if gpu == "all" and ("LOCAL_RANK" in os.environ or torch.cuda.device_count() < 2):
+        gpu = os.environ.get("LOCAL_RANK", "0")
     if gpu and not gpu.isdecimal():
         hint = "several GPUs: torchrun --nproc-per-node 2 -m cortado train ..."
         raise click.UsageError(f"--gpu takes one GPU's number, got {gpu}; {hint}")
@@ -56,9 +79,17 @@ def the_device(options: dict[str, Any]) -> torch.device:
         device = torch.device(name or (f"cuda:{gpu}" if gpu else "cpu"))
     except RuntimeError:
         raise click.UsageError(f'no device "{name}": cpu, cuda, cuda:1 ...') from None
+    if device.type not in ("cpu", "cuda"):
+        raise click.UsageError(f'no device "{name}": cpu, cuda, cuda:1 ...')
+    _expect_cuda(device)
+    return device
+
+
+def _expect_cuda(device: torch.device) -> None:
+    import torch
+
     if device.type == "cuda" and not (device.index or 0) < torch.cuda.device_count():
         raise click.UsageError(f"{device}: torch finds {torch.cuda.device_count()} CUDA devices")
-    return device
 
 
 @contextmanager
@@ -73,8 +104,10 @@ def processes(device: torch.device) -> Iterator[tuple[bool, torch.device]]:
 
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        _expect_cuda(device)
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=TESTING)
     try:
         yield True, device
     finally:

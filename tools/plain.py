@@ -26,7 +26,7 @@ def read(feature: Tensor, points: Tensor, factor: float = 4.0, offset: float = 0
     """ExtractFeature: the features of image points by grid_sample."""
     height, width = feature.shape[2:]
     u, v = ((points - offset) / factor).unbind(-1)
-    grid = torch.stack((2 * u / (width - 1) - 1, 2 * v / (height - 1) - 1), dim=-1)
+    grid = torch.stack((2 * u / max(width - 1, 1) - 1, 2 * v / max(height - 1, 1) - 1), dim=-1)
     grid = grid[:, None].to(feature.dtype)
     return F.grid_sample(feature, grid, padding_mode="border", align_corners=True)[:, :, 0]
 
@@ -103,7 +103,7 @@ def transformed(u: Tensor, theta: Tensor, k: int) -> Tensor:
     x, y = offsets(theta, k)
     x = x + torch.arange(width, device=u.device)[:, None]
     y = y + torch.arange(height, device=u.device)[:, None, None, None]
-    grid = torch.stack((2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1), dim=-1)
+    grid = torch.stack((2 * x / max(width - 1, 1) - 1, 2 * y / max(height - 1, 1) - 1), dim=-1)
     return F.grid_sample(u, grid.view(n, k * height, k * width, 2), align_corners=True)
 
 
@@ -132,6 +132,81 @@ def cosines(a: Tensor, b: Tensor, exponent: float = 1.0, eps: float = 1e-12) -> 
     return F.relu(a @ b.mT) ** exponent
 
 
+def pooled(
+    data: Tensor, rois: Tensor, pooled_h: int, pooled_w: int, spatial_scale: float = 1.0
+) -> Tensor:
+    """ROIPooling of regions inside of the image, one after the other."""
+    corners = (rois[:, 1:] * spatial_scale + 0.5).long()
+    images = rois[:, 0].long()
+    crops = [
+        data[image, :, y1 : y2 + 1, x1 : x2 + 1]
+        for image, (x1, y1, x2, y2) in zip(images.tolist(), corners.tolist(), strict=True)
+    ]
+    return torch.stack([F.adaptive_max_pool2d(crop, (pooled_h, pooled_w)) for crop in crops])
+
+
+def voted(
+    scores: Tensor,
+    rois_a: Tensor,
+    rois_b: Tensor,
+    size_a: tuple[int, int],
+    size_b: tuple[int, int],
+    votes: Tensor | None = None,
+    one_hot: bool = False,
+) -> Tensor:
+    """HoughVoting by index_add, or by a matrix with a row for each match and a one in its bin."""
+    at, count = offset_bins(rois_a, rois_b, size_a, size_b)
+    given = (scores if votes is None else votes).flatten()
+    if one_hot:
+        matrix = (at[:, None] == torch.arange(count, device=at.device)).to(given.dtype)
+        found = matrix @ (given @ matrix)
+    else:
+        found = given.new_zeros(count + 1).index_add(0, at, given)[at]
+    return scores * found.where(at < count, 0).view_as(scores)
+
+
+def offset_bins(
+    rois_a: Tensor, rois_b: Tensor, size_a: tuple[int, int], size_b: tuple[int, int]
+) -> tuple[Tensor, int]:
+    """The bin of each of A's boxes with each of B's, in a row, and how many bins there are; their
+    number is that of matches that have none."""
+    (x_a, y_a, w_a, h_a), (x_b, y_b, w_b, h_b) = map(_half_extents, (rois_a, rois_b))
+    x_a, y_a, w_a, h_a = (value[:, None] for value in (x_a, y_a, w_a, h_a))
+    x = x_b + w_b * (size_a[1] - 1 - x_a) / w_a
+    y = y_b + h_b * (size_a[0] - 1 - y_a) / h_a
+    scale = torch.log2(w_b * h_b / (w_a * h_a))
+    height, width = size_b
+    cell = max((4 * width * height / 8000) ** 0.5, 5)
+    index, inside, count = torch.zeros_like(x), torch.ones_like(x, dtype=torch.bool), 1
+    for value, low, high, bins in (
+        (scale, -4, 4, 40),
+        (x, 0, 2 * width - 1, int(0.4 * width / cell + 0.5)),
+        (y, 0, 2 * height - 1, int(0.4 * height / cell + 0.5)),
+    ):
+        along = ((value - low) * (bins / (high - low))).floor()
+        inside &= (along >= 0) & (along < bins)
+        index, count = index * bins + along, count * bins
+    return index.where(inside, count).long().flatten(), count
+
+
+def _half_extents(rois: Tensor) -> tuple[Tensor, ...]:
+    """Centre and half extents of each box, in double, as bins have edges."""
+    x1, y1, x2, y2 = rois[:, -4:].double().unbind(1)
+    return (x1 + x2) / 2, (y1 + y2) / 2, (x2 - x1) / 2, (y2 - y1) / 2
+
+
+WRITTEN = {"bilinear_interpolation": True, "index_base": 0, "normalized": False}
+CHOSEN = {
+    "ChannelL2Norm": {"eps_mode": "MAX"},
+    "LRN": {"norm_region": "ACROSS_CHANNELS"},
+    "HardNegativeMining": {"mode": "HARD_NEG_AND_RAND_NEG_AND_POS"},
+    "CorrespondenceContrastiveLoss": {"form": "SQUARED_HINGE", "grad": "exact"},
+    "ConvolutionalSpatialTransformer": {"theta_mode": "RELATIVE"},
+    "ROIPooling": {"edges": "exact"},
+}
+"""The parameters that are written here: of all layers, and of each."""
+
+
 def replacements(layer: Any) -> Callable[..., Any] | None:
     """What computes a net's layer in plain operations; None where the layer is just that, or does
     by its parameters what is not written here."""
@@ -140,7 +215,9 @@ def replacements(layer: Any) -> Callable[..., Any] | None:
         return None
     if any(getattr(params, name).name != value for name, value in CHOSEN.get(kind, {}).items()):
         return None
-    read_options = {
+    if kind == "HoughVoting" and params != type(params)():
+        return None  # the paper's rule and its bins
+    read_options: dict[str, Any] = {
         "factor": getattr(params, "downsampling_factor", 0.0),
         "offset": getattr(params, "coordinate_offset", 0.0),
     }
@@ -158,19 +235,14 @@ def replacements(layer: Any) -> Callable[..., Any] | None:
         ),
         "ConvolutionalSpatialTransformer": lambda u, theta: transformed(u, theta, params.kernel_size),
         "RectifiedCosine": lambda a, b: cosines(a, b, params.exponent, params.eps),
+        "ROIPooling": lambda data, rois: pooled(
+            data, rois, params.pooled_h, params.pooled_w, params.spatial_scale
+        ),
+        "HoughVoting": lambda scores, rois_a, rois_b, image_a, image_b, *votes: voted(
+            scores, rois_a, rois_b, image_a.shape[2:], image_b.shape[2:], *votes
+        ),
     }
     return found.get(kind)
-
-
-WRITTEN = {"bilinear_interpolation": True, "index_base": 0, "normalized": False}
-CHOSEN = {
-    "ChannelL2Norm": {"eps_mode": "MAX"},
-    "LRN": {"norm_region": "ACROSS_CHANNELS"},
-    "HardNegativeMining": {"mode": "HARD_NEG_AND_RAND_NEG_AND_POS"},
-    "CorrespondenceContrastiveLoss": {"form": "SQUARED_HINGE", "grad": "exact"},
-    "ConvolutionalSpatialTransformer": {"theta_mode": "RELATIVE"},
-}
-"""The parameters that are written here: of all layers, and of each."""
 
 
 def of_torchvision(layer: Any) -> Callable[..., Any] | None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from cortado.nets.solver import Solver
+
+T = TypeVar("T")
 
 
 def training(solver: Solver, iterations: int, label: str) -> list[float]:
     """Run a solver for some iterations, or until it is asked to stop; gives the losses.
 
     In a terminal behind a bar with loss, learning rate, iterations a second and time left, above
-    which the solver's lines go.
+    which the solver's lines go. Of several processes the first one shows it.
     """
     from rich.console import Console
     from rich.progress import (
@@ -24,7 +27,8 @@ def training(solver: Solver, iterations: int, label: str) -> list[float]:
         TimeRemainingColumn,
     )
 
-    console = Console()
+    console = Console(quiet=not solver.is_root)
+    shown = console.is_terminal and solver.is_root
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -34,15 +38,42 @@ def training(solver: Solver, iterations: int, label: str) -> list[float]:
         TimeRemainingColumn(),
     )
     losses: list[float] = []
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, disable=not shown) as progress:
         task = progress.add_task(label, total=iterations, loss=float("nan"), rate=solver.rate)
-        for _ in range(iterations):
-            losses.append(solver.step(1))
-            recent = losses[-20:]
-            progress.update(task, advance=1, loss=sum(recent) / len(recent), rate=solver.rate)
+        end = solver.iter + iterations
+        while solver.iter < end:
+            before, loss = solver.iter, solver.step(1)
+            if solver.iter > before:  # not if it was stopped while it tested
+                losses.append(loss)
+                recent = losses[-20:]
+                mean = sum(recent) / len(recent)
+                progress.update(task, advance=1, loss=mean, rate=solver.last_rate)
             if solver.stopped:
                 break
     if not console.is_terminal and losses:
         mean = sum(losses[-20:]) / len(losses[-20:])
         console.print(f"{label}: {len(losses)} iterations, loss {mean:.4f}")
     return losses
+
+
+def through(items: Sequence[T], name: Callable[[T], str]) -> Iterator[T]:
+    """The items in turn, in a terminal behind a bar that names the one at hand.
+
+    The bar goes to the standard error, so that the output can go to a file.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("", total=len(items))
+        for item in items:
+            bar.update(task, description=name(item))
+            yield item
+            bar.advance(task)

@@ -20,8 +20,9 @@ class Records:
 
     ``log``: a file of lines that Caffe's own scripts read (``parse_log.py``). ``lines``: one JSON
     object an iteration (iteration, loss, lr, seconds since the start) and a test (iteration, test,
-    outputs). ``tensorboard``: a folder of events. Raises click.UsageError without the tensorboard
-    package, OSError for files that cannot be written.
+    outputs, seconds); ``iteration`` is the number of updates done. ``tensorboard``: a folder of
+    events. Raises click.UsageError without the tensorboard package, OSError for files that cannot
+    be written.
     """
 
     def __init__(self, log: str | None, lines: str | None, tensorboard: str | None) -> None:
@@ -52,22 +53,25 @@ class Records:
 
     def iteration(self, solver: Solver, loss: float) -> None:
         if solver.is_root:
-            self._write(solver.iter, loss=loss, lr=solver.rate)
+            numbers = {"loss": loss, "lr": solver.last_rate}
+            self._line(solver.iter, **numbers)
+            self._scalars("train", numbers, solver.iter)
 
     def test(self, solver: Solver, which: int, means: Tensors) -> None:
         outputs = {name: mean.tolist() for name, mean in means.items()}
-        self._write(solver.iter, test=which, **outputs)
+        self._line(solver.iter, test=which, outputs=outputs)
+        self._scalars(f"test {which}", outputs, solver.iter)
 
-    def _write(self, iteration: int, **values: Any) -> None:
+    def _line(self, iteration: int, **values: Any) -> None:
         if self.lines:
             seconds = round(time.perf_counter() - self.start, 3)
             print(json.dumps({"iteration": iteration, **values, "seconds": seconds}), file=self.lines)
             self.lines.flush()
-        if self.events:
-            where = f"test {values.pop('test')}" if "test" in values else "train"
-            for name, value in values.items():
-                if isinstance(value, float):
-                    self.events.add_scalar(f"{where}/{name}", value, iteration)
+
+    def _scalars(self, where: str, values: dict[str, Any], iteration: int) -> None:
+        for name, value in values.items():
+            if self.events and isinstance(value, float):
+                self.events.add_scalar(f"{where}/{name}", value, iteration)
 
 
 def _events(folder: str) -> Any:

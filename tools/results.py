@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     import torch
+    from rich.console import Console
 
-OURS, PLAIN, COMPILED = "cortado", "torch", "torch.compile"
+OURS, PLAIN, COMPILED, TORCHVISION = "cortado", "torch", "torch.compile", "torchvision"
 FORWARD, BACKWARD = "forward", "backward"
+NO_SAMPLES, NO_GRADIENT = "no samples", "no gradient"
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -52,6 +54,10 @@ class Result:
     def key(self) -> tuple[str, str, str, str, str]:
         """What the same row of another run has too."""
         return *self.what, self.dtype, self.implementation
+
+    def but(self, **fields: Any) -> Result:
+        """The row with other fields."""
+        return dataclasses.replace(self, **fields)
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Result))
@@ -186,3 +192,34 @@ def _value(name: str, text: str) -> Any:
 
 def last_run(results: Sequence[Result]) -> list[Result]:
     return [result for result in results if result.date == results[-1].date] if results else []
+
+
+# ------------------------------------------------------------------------------------- for a person
+
+
+def number(value: float | None) -> str:
+    """Four decimals below 0.1, then three digits or the whole number; empty for None."""
+    if value is None:
+        return ""
+    return f"{value:.4f}" if value < 0.1 else f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
+
+
+def shown(columns: Sequence[str], numbers: Sequence[str], rows: Iterable[Sequence[str]]) -> Console:
+    """Print a table of columns of text, then of numbers; gives the console it is on."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for column in numbers:
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200
+    console.print(table)
+    return console

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .options import device_options, python_layers, state_options, the_device
+from .options import device_options, named_once, python_layers, state_options, the_device
 
 
 @click.command()
@@ -40,11 +40,8 @@ def command(
     import torch
     from cortado.nets.net import Net
 
-    path = spec or model
-    if not path or (spec and model):
-        raise click.UsageError("name the net's spec, once")
     net = Net(
-        path,
+        named_once(spec, model, "net's spec"),
         phase.upper(),
         level=level,
         stages=stages,
@@ -54,6 +51,10 @@ def command(
     if net.inputs:
         listing = ", ".join(net.inputs)
         raise click.UsageError(f"the net is fed by its user ({listing}): it has no data to test on")
+    if net.params and not weights:
+        raise click.UsageError("name the net's --weights: a new net's are random")
+    if net.report and net.report.missing:
+        click.echo(f"note: {net.report}", err=True)
     net.to(the_device(options))
     sums: dict[str, torch.Tensor] = {}
     loss = 0.0

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import device_options, python_layers, state_options, the_device
+from .options import device_options, named_once, python_layers, state_options, the_device
 
 if TYPE_CHECKING:
     import torch
-    from cortado.nets.build import BuiltLayer
-    from cortado.nets.net import Net
+    from cortado.nets.net import Net, Step
     from torch import Tensor
 
     Blobs = dict[str, Tensor]
@@ -49,7 +49,7 @@ class NetTime:
 @click.option("--model", type=click.Path(), help="The same as SPEC.")
 @click.option("--iterations", type=click.IntRange(1), default=10, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@state_options
+@partial(state_options, phase="TRAIN")
 @device_options
 @python_layers
 def command(
@@ -66,7 +66,7 @@ def command(
     """Run the net of SPEC and show each layer's mean forward and backward time, memory and share.
 
     Inputs are random, labels and tables of coordinates zero. Backward starts from the loss, or
-    from random gradients of the outputs where there is none.
+    from random gradients of the outputs where there is none. The phase is TRAIN, as Caffe's.
 
     \b
     cortado time nets/specs/ucn_hn.yaml --stage deploy --iterations 5
@@ -75,11 +75,8 @@ def command(
 
     from cortado.nets.net import Net
 
-    path = spec or model
-    if not path or (spec and model):
-        raise click.UsageError("name the net's spec, once")
     net = Net(
-        path,
+        named_once(spec, model, "net's spec"),
         phase.upper(),
         level=level,
         stages=stages,
@@ -96,29 +93,25 @@ def command(
 def time_net(net: Net, iterations: int) -> NetTime:
     """Mean times over ``iterations`` runs of a net, after one that is not counted."""
     inputs = random_inputs(net)
-    layers = {made.node.name: LayerTime(made.node.name, made.node.type) for made in net.built.layers}
+    layers = [LayerTime(step.name, step.layer.type_name) for step in net.steps]
     for i in range(iterations + 1):
-        for made, run in zip(net.built.layers, _one_by_one(net, inputs), strict=True):
+        for row, run in zip(layers, _one_by_one(net, inputs), strict=True):
             if i:
-                row = layers[made.node.name]
                 row.forward_ms += run.forward_ms / iterations
                 row.backward_ms += run.backward_ms / iterations
                 row.top_bytes, row.kept_bytes = run.top_bytes, run.kept_bytes
     whole = [_whole(net, inputs) for _ in range(iterations + 1)][1:]
     forward, backward = (sum(times) / iterations for times in zip(*whole, strict=True))
-    return NetTime(list(layers.values()), forward, backward, _peak(net, inputs))
+    return NetTime(layers, forward, backward, _peak(net, inputs))
 
 
 def random_inputs(net: Net) -> Blobs:
     """A tensor for each Input layer's top: zero where a layer reads labels or coordinates."""
     import torch
 
-    zero = {
-        made.node.bottoms[i]
-        for made in net.built.layers
-        for i in (*made.layer.labels, *made.layer.tables)
-        if i < len(made.node.bottoms)
-    }
+    from .subjects import uncheckable
+
+    zero = uncheckable(net)
     generator = torch.Generator().manual_seed(0)
 
     def one(name: str) -> Tensor:
@@ -133,8 +126,8 @@ def _one_by_one(net: Net, inputs: Blobs) -> list[LayerTime]:
     """Forward through all layers, backward through all, each with its own graph and clock."""
     blobs: Blobs = dict(inputs)
     runs = []
-    for made in net.built.layers:
-        run = _Run(made, blobs, net.device)
+    for step in net.steps:
+        run = _Run(step, blobs, net.device)
         blobs.update(run.tops)
         runs.append(run)
     for run in reversed(runs):
@@ -145,29 +138,26 @@ def _one_by_one(net: Net, inputs: Blobs) -> list[LayerTime]:
 class _Run:
     """One layer's forward pass on detached bottoms, ready for its backward pass."""
 
-    def __init__(self, made: BuiltLayer, blobs: Blobs, device: torch.device) -> None:
-        self.made, self.device = made, device
-        self.time = LayerTime(made.node.name, made.node.type)
+    def __init__(self, step: Step, blobs: Blobs, device: torch.device) -> None:
+        self.step, self.device = step, device
+        self.time = LayerTime(step.name, step.layer.type_name)
         self.bottoms: list[Tensor] = []
-        if made.layer.type_name == "Input":
-            self.tops = {name: blobs[name] for name in made.tops}
+        if step.is_input:
+            self.tops = {name: blobs[name] for name in step.tops}
             return
-        self.bottoms = [_leaf(blobs[name]) for name in made.node.bottoms]
+        self.bottoms = [_leaf(blob) for blob in step.bottom_tensors(blobs)]
         kept: dict[int, int] = {}
         with _noting(kept):
             self.time.forward_ms = clocked(self._forward, device)
-        for known in (*self.bottoms, *made.layer.blobs, *self.tops.values()):
+        for known in (*self.bottoms, *step.layer.blobs, *self.tops.values()):
             kept.pop(known.data_ptr(), None)
         self.time.kept_bytes = sum(kept.values())
 
     def _forward(self) -> None:
-        import torch
-
-        out = self.made.layer(*self.bottoms)
-        tops = (out,) if isinstance(out, torch.Tensor) else out
+        tops = self.step.run(self.bottoms)
         if not self.bottoms:
             tops = tuple(top.to(self.device) for top in tops)
-        self.tops = dict(zip(self.made.tops, tops, strict=False))
+        self.tops = dict(zip(self.step.tops, tops, strict=False))
         self.time.top_bytes = sum(top.nbytes for top in self.tops.values())
 
     def backward(self) -> None:
@@ -175,7 +165,7 @@ class _Run:
 
         tops = [top for top in self.tops.values() if top.requires_grad and top.grad_fn]
         leaves = [leaf for leaf in self.bottoms if leaf.requires_grad]
-        leaves += [blob for blob in self.made.layer.blobs if blob.requires_grad]
+        leaves += [blob for blob in self.step.layer.blobs if blob.requires_grad]
         if not tops or not leaves:
             return
         gradients = [torch.randn_like(top) for top in tops]

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import EFFECTS, device_options, processes, python_layers, the_device
+from .options import (
+    EFFECTS,
+    device_options,
+    expect_folder,
+    level_and_stages,
+    named_once,
+    processes,
+    python_layers,
+    the_device,
+)
 
 if TYPE_CHECKING:
-    from cortado.nets.solver import Solver
+    import torch
+    from cortado.nets.solver import Solver, SolverParams
 
 PRECISIONS = ("bfloat16", "float16")
 
@@ -19,10 +30,11 @@ PRECISIONS = ("bfloat16", "float16")
 @click.command()
 @click.argument("spec", metavar="SOLVER", type=click.Path(), required=False)
 @click.option("--solver", type=click.Path(), help="The same as SOLVER.")
-@click.option("--weights", type=click.Path(exists=True, dir_okay=False), help="Start from these.")
+@click.option("--weights", help="Start from these: a file, or several separated by commas.")
 @click.option("--snapshot", type=click.Path(exists=True, dir_okay=False), help="Resume from this.")
 @click.option("--iterations", type=click.IntRange(1), help="Instead of the solver's max_iter.")
 @click.option("--out", type=click.Path(dir_okay=False), help="Weights [default: <net>.safetensors].")
+@level_and_stages
 @device_options
 @click.option("--precision", type=click.Choice(PRECISIONS), help="Mixed precision.")
 @click.option("--log", type=click.Path(dir_okay=False), help="Append Caffe's log lines to this file.")
@@ -36,7 +48,6 @@ def command(
     solver: str | None,
     weights: str | None,
     snapshot: str | None,
-    iterations: int | None,
     out: str | None,
     **options: Any,
 ) -> None:
@@ -55,25 +66,24 @@ def command(
 
     from .progress import training
 
-    path = spec or solver
-    if not path or (spec and solver):
-        raise click.UsageError("name the solver spec, once")
+    path = named_once(spec, solver, "solver spec")
+    if weights and snapshot:
+        raise click.UsageError("a snapshot has weights of its own: give --snapshot or --weights")
     effects = (Action[options[f"{name}_effect"].upper()] for name in ("sigint", "sighup"))
     with ExitStack() as stack:
         signals = stack.enter_context(Signals(*effects))
-        run = _solver(stack, path, weights, signals, options)
-        if run.report:
-            run.log(str(run.report))
+        run = _solver(stack, path, "" if snapshot else weights, signals, options)
+        name = run.net.graph.name.replace("/", "_") or Path(path).stem
+        target = out or f"{name}.safetensors"
+        _expect_weights_file(target)
+        for report in run.reports:
+            run.log(str(report))
         if snapshot:
             run.restore(snapshot)
-        count = iterations or run.params.max_iter - run.iter
-        if count <= 0:
-            raise click.UsageError(f"nothing to do: iteration {run.iter} of {run.params.max_iter}")
-        run.log(f"Solving {run.net.graph.name}")
-        training(run, count, label=Path(path).stem)
+        run.start()
+        training(run, max(0, run.params.max_iter - run.iter), label=Path(path).stem)
         run.finish()
         if run.is_root:
-            target = out or f"{run.net.graph.name or Path(path).stem}.safetensors"
             save(run.net, target)
             click.echo(f"weights written to {target}")
 
@@ -82,16 +92,20 @@ def _solver(
     stack: ExitStack, path: str, weights: str | None, signals: Any, options: dict[str, Any]
 ) -> Solver:
     import torch
-    from cortado.nets.solver import Solver
+    from cortado.nets.solver import Solver, read_params
+    from cortado.prototxt_like import load
 
     from .records import Records
 
-    device = the_device(options)
-    together, device = stack.enter_context(processes(device))
+    message = load(path)
+    params = read_params(message)
+    together, device = stack.enter_context(processes(_device(params, options)))
     precision = getattr(torch, options["precision"]) if options["precision"] else None
     records = stack.enter_context(Records(options["log"], options["lines"], options["tensorboard"]))
-    return Solver(
-        path,
+    state = params.train_state
+    stages = (*state.stage, *options["stages"])
+    run = Solver(
+        message,
         weights=weights,
         device=device,
         action=signals,
@@ -101,4 +115,34 @@ def _solver(
         precision=precision,
         together=together,
         allow_python_layers=options["allow_python_layers"],
+        max_iter=options["iterations"] or params.max_iter,
+        train_state=replace(state, level=options["level"] or state.level, stage=stages),
     )
+    if not run.params.max_iter:
+        raise click.UsageError("for how long? give max_iter in the solver, or --iterations")
+    for net in run.nets:
+        if net.inputs:
+            listing = ", ".join(net.inputs)
+            raise click.UsageError(f"the net is fed by its user ({listing}): it has no data of its own")
+    return run
+
+
+def _device(params: SolverParams, options: dict[str, Any]) -> torch.device:
+    """What the command line asks for, or the solver's ``solver_mode`` and ``device_id``."""
+    from cortado.nets.solver import Mode
+
+    if options["device"] or options["gpu"] or params.solver_mode is not Mode.GPU:
+        return the_device(options)
+    try:
+        return the_device(options | {"gpu": str(params.device_id)})
+    except click.UsageError as error:
+        text = f"solver_mode: GPU, but {error.message}; --device cpu trains on the CPU"
+        raise click.UsageError(text) from None
+
+
+def _expect_weights_file(path: str) -> None:
+    from .convert import WEIGHTS
+
+    expect_folder(path, "--out")
+    if Path(path).suffix not in WEIGHTS:
+        raise click.UsageError(f"--out: expected a file ending in {', '.join(WEIGHTS)}, got {path}")

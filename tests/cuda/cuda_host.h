@@ -326,6 +326,15 @@ inline unsigned ballot(int line, unsigned mask, int predicate) {
     return votes;
 }
 
+template <class T>
+unsigned match_any(int line, unsigned mask, T value) {
+    const unsigned buffer = exchange(line, mask, value);
+    unsigned same = 0;
+    for (unsigned lane = 0; lane < 32; ++lane)
+        if (mask >> lane & 1) same |= unsigned(from_lane<T>(mask, lane, buffer) == value) << lane;
+    return same;
+}
+
 // ------------------------------------------------------------------------------------- halves
 
 inline uint32_t bits_of(float value) {
@@ -392,6 +401,7 @@ struct __nv_bfloat16 {
 #define __shfl_up_sync(...) cuda_host::shfl_up(__LINE__, __VA_ARGS__)
 #define __shfl_xor_sync(...) cuda_host::shfl_xor(__LINE__, __VA_ARGS__)
 #define __ballot_sync(mask, predicate) cuda_host::ballot(__LINE__, mask, predicate)
+#define __match_any_sync(...) cuda_host::match_any(__LINE__, __VA_ARGS__)
 #define __any_sync(mask, predicate) int(cuda_host::ballot(__LINE__, mask, predicate) != 0)
 #define __all_sync(mask, predicate) int(cuda_host::ballot(__LINE__, mask, predicate) == (mask))
 

@@ -136,27 +136,37 @@ class WithKernels(OnDevice):
         tops = self.run(sample.params, bottoms)
         given = [torch.randn_like(tops[i]) if tops[i].dim() else tops[i] * 0 + 1 for i in sample.tops]
         alone = self._given(sample, bottoms, given)
-        held = [x for x in (*bottoms, *tops) if x.dim()]
+        batched = [x for i, x in enumerate(bottoms) if i not in self.layer.shared]
+        held = [x for x in (*batched, *tops) if x.dim()]
         count = max(x.nbytes if unit == "bytes" else x.numel() for x in held)
         times = device.MANY // count + 1
         with device.alone(6 * times * sum(x.nbytes for x in held)):
             try:
-                whole = self._given(sample, _repeated(bottoms, times), _repeated(given, times))
+                repeated = _repeated(bottoms, times, self.layer.shared)
+                whole = self._given(sample, repeated, _repeated(given, times))
             except (ValueError, cuda.PlanError) as error:
                 pytest.skip(f"refused: {error}")
-            self._compare(whole, alone, times, dtype)
+            self._compare(sample, whole, alone, times, 8 * self.tolerance[dtype])
 
     def _compare(
-        self, whole: Sequence[Tensor], alone: Sequence[Tensor], times: int, dtype: torch.dtype
+        self,
+        sample: Sample,
+        whole: Sequence[Tensor],
+        alone: Sequence[Tensor],
+        times: int,
+        tolerance: float,
     ) -> None:
+        bottoms = [None] * len(sample.tops) + list(sample.differentiable)
+        growth = self.growth(times)
         for i, (a, b) in enumerate(zip(whole, alone, strict=True)):
             if not b.dim():
-                close(a, b, 8 * self.tolerance[dtype], f"top {i}")
-                continue
-            share = 1 / times if self.layer.is_loss else 1  # a mean over the batch
-            for image in (0, times // 2, times - 1):
-                part = a[image * len(b) : (image + 1) * len(b)]
-                close(part, share * b.double(), 8 * self.tolerance[dtype], f"result {i}, part {image}")
+                close(a, b, tolerance, f"top {i}")
+            elif bottoms[i] in self.layer.shared:
+                close(a, times * growth * b.double(), tolerance, f"result {i}")
+            else:
+                for image in (0, times // 2, times - 1):
+                    part = a[image * len(b) : (image + 1) * len(b)]
+                    close(part, growth * b.double(), tolerance, f"result {i}, part {image}")
 
     def _given(
         self, sample: Sample, bottoms: Sequence[Tensor], given: Sequence[Tensor]
@@ -174,8 +184,11 @@ class WithKernels(OnDevice):
         ]
 
 
-def _repeated(tensors: Sequence[Tensor], times: int) -> list[Tensor]:
-    return [x.repeat(times, *[1] * (x.dim() - 1)) if x.dim() else x for x in tensors]
+def _repeated(tensors: Sequence[Tensor], times: int, shared: Sequence[int] = ()) -> list[Tensor]:
+    return [
+        x.repeat(times, *[1] * (x.dim() - 1)) if x.dim() and i not in shared else x
+        for i, x in enumerate(tensors)
+    ]
 
 
 # ------------------------------------------------------------------------------- the suites

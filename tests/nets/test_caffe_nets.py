@@ -1,7 +1,6 @@
 """Nets as Caffe builds and trains them: whole cases, and what a backward pass computes where."""
 
 import json
-import warnings
 
 import caffe_vectors
 import numpy as np
@@ -91,9 +90,8 @@ def test_shapes_of_the_repositorys_nets():
             (made.node.name, made.node.type, list(made.node.bottoms), list(made.tops))
             for made in built.layers
         ]
-        theirs = [
-            tuple(layer[k] for k in ("name", "type", "bottoms", "tops")) for layer in wanted["layers"]
-        ]
+        keys = ("name", "type", "bottoms", "tops")
+        theirs = [tuple(layer[key] for key in keys) for layer in wanted["layers"]]
         assert layers == theirs, path
         params = [[list(blob.shape) for blob in made.layer.blobs] for made in built.layers]
         assert params == [layer["param_shapes"] for layer in wanted["layers"]], path
@@ -260,5 +258,5 @@ def test_python_layers_must_be_allowed():
     ) as caught:
         Net(loads(HEAD + PYTHON))
     assert "allow_python_layers" in caught.value.hint
-    with pytest.raises(SpecError, match="cannot import"), warnings.catch_warnings():
+    with pytest.raises(SpecError, match="cannot import"):
         Net(loads(HEAD + PYTHON), allow_python_layers=True)

@@ -205,6 +205,7 @@ WRITTEN = (
     "ChannelL2Norm",
     "CorrespondenceContrastiveLoss",
     "ExtractFeature",
+    "HoughVoting",
     "LRN",
     "RectifiedCosine",
 )
