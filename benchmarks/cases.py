@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from cortado.layers._runtime.registry import find
 from cortado.tools import plain
 from cortado.tools.measuring import Call, backward, forward, nbytes, traffic
 from torch import Tensor
+
+from .onnx import max_roi_pool
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,53 @@ def cases() -> list[Case]:
             (),
         ),
         *(_transformer(i, batch) for i in range(2) for batch in (1, 2)),
+        Case(
+            "ROIPooling, 512 x 30 x 40, 1,000 regions",
+            _layer("ROIPooling"),
+            lambda data, rois: plain.pooled(data, rois, 7, 7, 1 / 16),
+            _bottoms("ROIPooling"),
+        ),
+        _on_one_thread(),
+        Case(
+            "RectifiedCosine, 1,000 x 1,000 regions x 2,048",
+            _layer("RectifiedCosine"),
+            lambda a, b: F.relu(F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).mT),
+            _bottoms("RectifiedCosine"),
+            (0, 1),
+        ),
+        *(_voting(regions) for regions in (500, 1000, 2000)),
     ]
+
+
+def _on_one_thread() -> Case:
+    """ROI pooling against onnxruntime's MaxRoiPool, both on one thread."""
+    pooling, bottoms = _layer("ROIPooling"), _bottoms("ROIPooling")
+
+    def alone(data: Tensor, rois: Tensor) -> Tensor:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return pooling(data, rois)
+        finally:
+            torch.set_num_threads(threads)
+
+    name = "ROIPooling on one thread against onnxruntime, 512 x 30 x 40, 1,000 regions"
+    return Case(name, alone, max_roi_pool((7, 7), 1 / 16), bottoms, ())
+
+
+def _voting(regions: int) -> Case:
+    """Half the paper's regions, all of them, or each twice."""
+    scores, *rois, image_a, image_b = _bottoms("HoughVoting")
+    rois = [table.repeat(2, 1)[:regions] for table in rois]
+    scores = scores.repeat(2, 2)[:regions, :regions].contiguous()
+    voting = _layer("HoughVoting")
+    sizes = tuple(image_a.shape[2:]), tuple(image_b.shape[2:])
+    return Case(
+        f"HoughVoting against index_add, {regions:,} x {regions:,} regions",
+        lambda scores: voting(scores, *rois, image_a, image_b),
+        lambda scores: plain.voted(scores, *rois, *sizes),
+        [scores],
+    )
 
 
 def _bottoms(kind: str, i: int = 0) -> list[Tensor]:

@@ -59,9 +59,9 @@ def _explained() -> list[str]:
     return [
         "# Nets of a spec against plain torch modules",
         "",
-        "The same parameters and inputs, the same outputs. Medians of the process's CPU time; the ratio",
-        "is the median over the rounds. MiB: the most that torch's allocator held at once beyond inputs",
-        "and parameters.",
+        "The same parameters and inputs, the same outputs. Medians of the process's CPU time; the",
+        "ratio is the median over the rounds. MiB: the most that torch's allocator held at once beyond",
+        "inputs and parameters.",
     ]
 
 

@@ -37,7 +37,7 @@ IN_FUNCTIONS = {
     "nets": {"h5py", "scipy"},
     "tools": {"matplotlib", "skimage", "scipy", "torch", "torchvision", "numpy", "rich"},
     "cortado": {"torch", "numpy", "skimage", "scipy"},
-    "benchmarks": {"scipy", "skimage", "rich", "torchvision"},
+    "benchmarks": {"scipy", "skimage", "rich", "torchvision", "onnxruntime"},
 }
 
 

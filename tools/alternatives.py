@@ -76,6 +76,8 @@ def difference(layer: Layer, name: str, function: Function, bottoms: Sequence[Te
         return f"gives {list(theirs.shape)}, not {list(ours.shape)}"
     if torch.equal(ours, theirs):
         return ""
-    away = torch.where(ours == theirs, 0.0, (theirs - ours).abs())  # of infinities too
-    error = float(away.amax() / ours[ours.isfinite()].abs().amax().clamp(min=1e-30))
-    return "" if error <= AGREEMENT.get(tops[0].dtype, 1e-2) else f"differs by {error:.2g}"
+    scale = ours[ours.isfinite()].abs().amax().clamp(min=1e-30)
+    away = torch.where(ours == theirs, 0.0, (theirs - ours).abs() / scale)  # of infinities too
+    wrong = ~(away <= AGREEMENT.get(tops[0].dtype, 1e-2))
+    share = 100 * float(wrong.double().mean())
+    return f"{share:.3g}% differs, by up to {float(away.amax()):.2g} of the largest" if share else ""

@@ -304,7 +304,8 @@ def judge(
     scale = max(whole(size), floor)
     error = whole(off) / scale if scale else (math.inf if whole(off) else 0.0)
     worst = int((off if bool(off.any()) else size).argmax())
-    numbers = (x.reshape(-1)[worst].item() for x in (analytic, found.numeric, found.steps))
+    numbers = analytic, found.numeric, found.steps
+    gradient, difference, step = (float(x.reshape(-1)[worst]) for x in numbers)
     index: tuple[int, ...] = ()
     if elements is not None and like is not None:
         index = unravel(int(elements[worst // off[0].numel()]), like)
@@ -313,7 +314,8 @@ def judge(
         verdict = Verdict.WRONG
     elif whole(certain) <= threshold * scale:
         verdict = Verdict.KINK if kinks else Verdict.BLIND
-    return Finding(blob, verdict, error, index, *numbers, len(analytic) - kinks, kinks)
+    checked = len(analytic) - kinks
+    return Finding(blob, verdict, error, index, gradient, difference, step, checked, kinks)
 
 
 def _length(x: Tensor) -> float:

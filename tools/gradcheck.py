@@ -481,11 +481,11 @@ def paper_layers() -> list[str]:
 
     found = []
     for entry in registry.entries():
-        own = entry.layer.__module__.count(".") == 2 and hasattr(entry.layer, "samples")
-        if own and any(
-            s.differentiable for s in entry.layer.samples("small", np.random.default_rng(0))
-        ):
-            found.append(entry.type_name)
+        kind: Any = entry.layer
+        if kind.__module__.count(".") == 2 and hasattr(kind, "samples"):
+            samples = kind.samples("small", np.random.default_rng(0))
+            if any(sample.differentiable for sample in samples):
+                found.append(entry.type_name)
     return found
 
 

@@ -80,4 +80,4 @@ def _events(folder: str) -> Any:
     except ImportError:
         text = "--tensorboard needs the tensorboard package: pip install tensorboard"
         raise click.UsageError(text) from None
-    return SummaryWriter(folder)  # type: ignore[no-untyped-call]
+    return SummaryWriter(folder)

@@ -1,5 +1,4 @@
 import math
-import struct
 
 import numpy as np
 import pytest
@@ -8,6 +7,8 @@ from cortado.layers import roi_pooling as module
 from cortado.layers.roi_pooling import Edges, Params, ROIPooling, bins, roi_pooling
 from cuda_host import needs_compiler, on_host
 from suite import LayerSuite, close
+
+from benchmarks.onnx import max_roi_pool
 
 DATA, ROIS = torch.zeros(2, 3, 6, 7), torch.zeros(4, 5)
 
@@ -245,44 +246,15 @@ def test_rois_get_no_gradient():
 # ---------------------------------------------------------------- against onnxruntime
 
 
-def field(number, value):
-    """One field of a protobuf message."""
-
-    def varint(n):
-        return bytes([n]) if n < 128 else bytes([n & 127 | 128]) + varint(n >> 7)
-
-    if isinstance(value, int):
-        return varint(number << 3) + varint(value)
-    if isinstance(value, float):
-        return varint(number << 3 | 5) + struct.pack("<f", value)
-    value = value.encode() if isinstance(value, str) else value
-    return varint(number << 3 | 2) + varint(len(value)) + value
-
-
-def max_roi_pool(pooled_h, pooled_w, scale):
-    """An ONNX model of one MaxRoiPool, as a function of arrays."""
-    ort = pytest.importorskip("onnxruntime", reason="an independent oracle, not needed to run")
-    shape = field(1, "pooled_shape") + field(8, pooled_h) + field(8, pooled_w) + field(20, 7)
-    factor = field(1, "spatial_scale") + field(2, scale) + field(20, 1)
-    node = b"".join(field(*x) for x in ((1, "x"), (1, "rois"), (2, "y"), (4, "MaxRoiPool")))
-    node += field(5, shape) + field(5, factor)
-
-    def value(name, axes):
-        dims = b"".join(field(1, field(2, axis)) for axis in axes)
-        return field(1, name) + field(2, field(1, field(1, 1) + field(2, dims)))
-
-    graph = field(1, node) + field(2, "g") + field(11, value("x", "nchw"))
-    graph += field(11, value("rois", "ab")) + field(12, value("y", "defg"))
-    model = field(1, 8) + field(7, graph) + field(8, field(1, "") + field(2, 13))
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return lambda data, rois: session.run(None, {"x": data, "rois": rois})[0]
+def onnxruntime_pool(size, scale):
+    pytest.importorskip("onnxruntime", reason="an independent oracle, not needed to run")
+    pool = max_roi_pool(size, scale)
+    return lambda *arrays: pool(*map(torch.from_numpy, arrays)).numpy()
 
 
 @pytest.mark.parametrize("scale", [1 / 16, 0.3, 1.0])
 def test_equals_onnxruntime(scale):
-    theirs = max_roi_pool(7, 5, scale)
+    theirs = onnxruntime_pool((7, 5), scale)
     rng = np.random.default_rng(0)
     data = rng.random((2, 3, 30, 40), dtype=np.float32)
     corners = rng.uniform(-0.3, 1.3, (300, 4)) * [40, 30, 40, 30] / scale
@@ -294,7 +266,7 @@ def test_equals_onnxruntime(scale):
 
 def test_released_edges_differ_at_these_sizes():
     """Of 7 bins: a falling map shows where each begins, a rising one where it ends."""
-    theirs = max_roi_pool(1, 7, 1.0)
+    theirs = onnxruntime_pool((1, 7), 1.0)
     rising = np.arange(1, 65, dtype=np.float32).reshape(1, 1, 1, 64)
     rois = np.zeros((64, 5), np.float32)
     rois[:, 3] = np.arange(64)

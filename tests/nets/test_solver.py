@@ -344,7 +344,8 @@ def test_goes_on_from_a_snapshot_of_caffe(name):
 @pytest.mark.parametrize("format", ["BINARYPROTO", "HDF5", "SAFETENSORS"])
 @pytest.mark.parametrize("kind", ["Nesterov", "AdaDelta"])
 def test_every_snapshot_format_keeps_the_bits(solve, format, kind):
-    options = f"type: {kind}\nsnapshot_format: {format}\nlr_policy: multistep\ngamma: 0.5\nstepvalue: [1, 2]\n"
+    options = f"type: {kind}\nsnapshot_format: {format}\nlr_policy: multistep\ngamma: 0.5\n"
+    options += "stepvalue: [1, 2]\n"
     straight = solve(options)
     straight.step(3)
     path = straight.snapshot()
@@ -501,9 +502,9 @@ def test_weights_fill_what_only_a_test_net_has(solve, tmp_path):
     (tmp_path / "more.yaml").write_text(NET + more)
     trained = Solver(loads("net: more.yaml"))
     trained.net.params["more"][0].data.fill_(3)
-    save(trained.net, tmp_path / "w.caffemodel")
+    save(trained.net, tmp_path / "w.pth")
     save(solve().net, tmp_path / "other.caffemodel")
-    text = "test_net: more.yaml\ntest_iter: 1\ntest_interval: 5\nweights: 'other.caffemodel, w.caffemodel'\n"
+    text = "test_net: more.yaml\ntest_iter: 1\ntest_interval: 5\nweights: 'other.caffemodel, w.pth'\n"
     solver = solve(text)
     assert (solver.test_nets[0].params["more"][0] == 3).all()
     assert torch.equal(solver.net.params["ip1"][0], trained.net.params["ip1"][0])

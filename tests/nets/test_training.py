@@ -60,6 +60,7 @@ solver.step(3)
 weights = [p.detach().flatten().tolist() for p in solver.net.parameters()]
 print(json.dumps({"losses": list(solver.losses), "counts": counts, "weights": sum(weights, [])}))
 if together:
+    dist.barrier()
     dist.destroy_process_group()
 """
 
@@ -92,6 +93,7 @@ print(json.dumps([
     run(nan=((), (3,))[rank]),
     run(display=5, snapshot_after_train=False),
 ]))
+dist.barrier()
 dist.destroy_process_group()
 """
 LABELLED = """

@@ -243,10 +243,16 @@ class TestAlternatives:
 
     def test_what_differs_is_said(self):
         made = case(Double)
+        made.leaves[0].fill_(1).mul_(torch.tensor([[1.0], [0.5], [0.5]]))
+        made.layer.weight.data.fill_(1)
+
+        def first_row_tripled(x):
+            return 2 * x * made.layer.weight * torch.tensor([[3], [1], [1]])
+
         for function, said in (
-            (lambda x: 3 * x * made.layer.weight, "differs by 0.5"),
+            (first_row_tripled, "33.3% differs, by up to 2 of the largest"),
             (lambda x: (2 * x * made.layer.weight)[:2], "gives [2, 5], not [3, 5]"),
-            (lambda x: float("nan") * x, "differs by nan"),
+            (lambda x: float("nan") * x, "100% differs, by up to nan of the largest"),
             (lambda x: 2.001 * x * made.layer.weight, ""),
         ):
             assert alternatives.difference(made.layer, PLAIN, function, made.leaves) == said
