@@ -351,20 +351,19 @@ class _Still(nn.Module):
 
 def _require_gradients(built: Built) -> None:
     """Gradients for the parameters that some layer asks for, and only from those layers."""
-    wanted = {
-        blob
+    asked = [
+        (made.layer, attribute, index, learns)
         for made, backward in zip(built.layers, built.backward, strict=True)
-        for blob, learns in zip(made.blobs, backward.params, strict=True)
-        if learns
-    }
-    for i, blob in enumerate(built.learnable):
-        blob.parameter.requires_grad_(i in wanted)
-    for made, backward in zip(built.layers, built.backward, strict=True):
-        for attribute, blob, learns in zip(
+        for attribute, index, learns in zip(
             made.layer.blob_names, made.blobs, backward.params, strict=True
-        ):
-            if blob in wanted and not learns:
-                parametrize.register_parametrization(made.layer, attribute, _Still())
+        )
+    ]
+    wanted = {index for _, _, index, learns in asked if learns}
+    for index, blob in enumerate(built.learnable):
+        blob.parameter.requires_grad_(index in wanted)
+    for layer, attribute, index, learns in asked:
+        if index in wanted and not learns:
+            parametrize.register_parametrization(layer, attribute, _Still())
 
 
 def _python_field(node: Node, name: str) -> str:
@@ -381,7 +380,8 @@ def _python_layer(node: Node) -> tuple[registry.Entry, list[Field]] | None:
     entry = registry.find(name) if name else None
     if entry is None or entry.type_name == name:
         return None
-    text = node.message.all("python_param")[-1].value.get("param_str")
+    block = node.message.all("python_param")[-1].value
+    text = block.get("param_str") if isinstance(block, Message) else None
     if text is None or not isinstance(text.value, Scalar) or not text.value.text.strip():
         return entry, []
     place = text.value.span

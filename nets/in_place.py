@@ -8,9 +8,9 @@ autograd saved of such a blob is exchanged for the blob's last value.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import count
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -38,7 +38,7 @@ class Places:
     bottoms: tuple[Place, ...]
     tops: tuple[Place, ...]
 
-    @property
+    @cached_property
     def shared(self) -> bool:
         return any(place is not None for place in (*self.bottoms, *self.tops))
 
@@ -70,23 +70,32 @@ def _same_data(a: Tensor, b: Tensor) -> bool:
 
 
 def places(layers: Sequence[Wired]) -> list[Places]:
-    """Where each layer's blobs lie: a blob that a layer writes in place stays where it is."""
+    """Where each layer's blobs lie: a blob that a layer writes in place stays where it is.
+
+    Only memories in which a layer rereads what was overwritten have a number.
+    """
     memory: dict[str, int] = {}
-    written: Counter[int] = Counter()
+    written: dict[Place, int] = {}  # by which layer last
     fresh = count()
     found = []
-    for made in layers:
+    for number, made in enumerate(layers):
         bottoms = tuple(memory.get(name) for name in made.node.bottoms)
         for i, name in enumerate(made.tops):
             if not made.node.in_place(i):
                 memory[name] = next(fresh)
-            written[memory[name]] += 1
+            written[memory[name]] = number
         found.append((bottoms, tuple(memory[name] for name in made.tops)))
+    tracked = set()
+    for number, (made, (bottoms, tops)) in enumerate(zip(layers, found, strict=True)):
+        if made.layer.rereads:
+            tracked |= {place for place in (*bottoms, *tops) if written.get(place, -1) > number}
+            if not made.layer.rereads_top:
+                tracked |= {place for place in bottoms if written.get(place) == number}
 
-    def shared(places: tuple[Place, ...]) -> tuple[Place, ...]:
-        return tuple(place if place is not None and written[place] > 1 else None for place in places)
+    def kept(places: tuple[Place, ...]) -> tuple[Place, ...]:
+        return tuple(place if place in tracked else None for place in places)
 
-    return [Places(shared(bottoms), shared(tops)) for bottoms, tops in found]
+    return [Places(kept(bottoms), kept(tops)) for bottoms, tops in found]
 
 
 class Memories:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
@@ -22,9 +23,11 @@ class LossOf:
         self.module: nn.Module = _Loss(net)
         self.inner = self.module
         if together and any(p.requires_grad for p in net.parameters()):
-            self.module = DistributedDataParallel(
-                self.module, broadcast_buffers=False, find_unused_parameters=True
-            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # newer torch renames the first option
+                self.module = DistributedDataParallel(
+                    self.module, broadcast_buffers=False, find_unused_parameters=True
+                )
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
         loss: Tensor = self.module(inputs)
@@ -32,7 +35,7 @@ class LossOf:
 
     @property
     def blobs(self) -> Blobs:
-        blobs: Blobs = self.inner.blobs  # type: ignore[assignment]
+        blobs: Blobs = self.inner.blobs
         return blobs
 
     def gradients_exchanged(self, now: bool) -> AbstractContextManager[None]:
@@ -73,7 +76,7 @@ class Autocast:
         self._context.__enter__()
 
     def __exit__(self, *error: object) -> None:
-        self._context.__exit__(*error)  # type: ignore[arg-type]
+        self._context.__exit__(*error)
 
     def state(self) -> tuple[float, int]:
         """The scale, and the updates without an overflow since it changed."""

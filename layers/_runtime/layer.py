@@ -91,6 +91,11 @@ class Layer(nn.Module):
         return (SAME,) * len(top[2:]) if cls.maps and top[2:] == bottom[2:] else None
 
     @property
+    def rereads_top(self) -> bool:
+        """Whether what it ``rereads`` is its top alone."""
+        return False
+
+    @property
     def blobs(self) -> list[nn.Parameter]:
         """The parameter blobs in Caffe's order (weight, bias, ...)."""
         return [getattr(self, name) for name in self.blob_names]

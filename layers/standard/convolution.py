@@ -82,7 +82,7 @@ class Params:
 class Im2colParams(Params):
     """``convolution_param`` of an Im2col layer, which has no outputs, groups or blobs."""
 
-    num_output: int | None = param(None, doc="accepted, has no effect")
+    num_output: int = param(0, low=0, doc="accepted, has no effect")
 
 
 class Axis(NamedTuple):
@@ -272,6 +272,8 @@ class _Convolving(Layer):
         self.axis, lengths = _spatial(params, bottom_shapes)
         self.window = window(params, len(lengths))
         self.channels = bottom_shapes[0][self.axis]
+        self._fitting: tuple[Shape, ...] = ()  # the bottoms' shapes that were checked last
+        self._short = False  # whether they end before one window does
         rows, columns = params.num_output, self.channels
         if self.deconvolves:
             rows, columns = columns, rows
@@ -296,23 +298,34 @@ class _Convolving(Layer):
         return sum(prod(cell[:axis]) * prod(cell[axis + 1 :]) for cell in cells) * prod(blobs[0])
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        self.infer(self.params, *(tuple(bottom.shape) for bottom in bottoms))
-        channels, taken = bottoms[0].shape[self.axis], self.channels
+        shapes = tuple(bottom.shape for bottom in bottoms)
+        if shapes != self._fitting:
+            self._fit(shapes)
+        return tuple(map(self._convolve, bottoms))
+
+    def _fit(self, shapes: tuple[Shape, ...]) -> None:
+        """Raise BlobError for bottoms that the layer cannot take."""
+        self.infer(self.params, *map(tuple, shapes))
+        channels, taken = shapes[0][self.axis], self.channels
         if channels != taken:
-            raise BlobError(
-                f"{{bottom0}} has {channels} channels, the weight takes {taken}",
-                bottom0=bottoms[0].shape,
-            )
-        return tuple(self._convolve(bottom) for bottom in bottoms)
+            text = f"{{bottom0}} has {channels} channels, the weight takes {taken}"
+            raise BlobError(text, bottom0=shapes[0])
+        lengths = zip(self.window, shapes[0][self.axis + 1 :], strict=True)
+        self._short = not self.deconvolves and any(a.lacking(n) for a, n in lengths)
+        self._fitting = shapes
 
     def _convolve(self, bottom: Tensor) -> Tensor:
-        lead, w, group = bottom.shape[: self.axis], self.window, self.params.group
-        x = bottom.reshape(prod(lead), *bottom.shape[self.axis :])
-        if self.deconvolves:
-            top = deconvolve(x, self.weight, self.bias, w, group)
-        else:
-            top = convolve(completed(x, w), self.weight, self.bias, w, group)
+        if self.axis == 1:
+            return self._of_batch(bottom)
+        lead = bottom.shape[: self.axis]
+        top = self._of_batch(bottom.reshape(prod(lead), *bottom.shape[self.axis :]))
         return top.reshape(*lead, *top.shape[1:])
+
+    def _of_batch(self, x: Tensor) -> Tensor:
+        w, group = self.window, self.params.group
+        if self.deconvolves:
+            return deconvolve(x, self.weight, self.bias, w, group)
+        return convolve(completed(x, w) if self._short else x, self.weight, self.bias, w, group)
 
 
 @register("Convolution", bottoms=(1, None), tops=(1, None))

@@ -104,6 +104,10 @@ class ReLU(Neuron):
 
     Params = ReLUParams
 
+    @property
+    def rereads_top(self) -> bool:
+        return not self.params.negative_slope
+
     def forward(self, bottom: Tensor) -> Tensor:
         slope = self.params.negative_slope
         return F.leaky_relu(bottom, slope) if slope else F.relu(bottom)

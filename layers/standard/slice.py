@@ -7,6 +7,7 @@ The tops are views of the bottom.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 from itertools import pairwise
 
 import numpy as np
@@ -66,7 +67,7 @@ class Slice(Layer):
     def parts(self) -> int:
         return len(self.tops) or len(self.params.slice_point) + 1
 
-    def infer(self, params: Params, bottom: Shape) -> tuple[Shape, ...]:
+    def infer(self, params: Any, bottom: Shape) -> tuple[Shape, ...]:
         """The tops' shapes; raises BlobError as :func:`lengths` does."""
         axis, parts = lengths(params, self.parts, bottom)
         return tuple((*bottom[:axis], part, *bottom[axis + 1 :]) for part in parts)
