@@ -26,12 +26,16 @@ class Matcher:
 
     spec: a spec file or its message, with ``match_param``, whose stage ``deploy`` takes the images
     from Input layers. weights: a file that :func:`cortado.nets.weights.load` reads, or None.
-    seed: of the fillers. Images are arrays [H, W] or [H, W, 3], RGB, uint8 or floats in 0..1;
-    points are (x, y) in their pixels. Raises :class:`SpecError` where the spec lacks something.
+    seed: of the fillers. device: where the net runs. Images are arrays [H, W] or [H, W, 3], RGB,
+    uint8 or floats in 0..1; points are (x, y) in their pixels. Raises :class:`SpecError` where the spec lacks something.
     """
 
     def __init__(
-        self, spec: str | Path | Message, weights: str | Path | None = None, seed: int | None = None
+        self,
+        spec: str | Path | Message,
+        weights: str | Path | None = None,
+        seed: int | None = None,
+        device: str | torch.device = "cpu",
     ) -> None:
         message = spec if isinstance(spec, Message) else load(spec)
         self.transform = transform_params(message)
@@ -44,13 +48,17 @@ class Matcher:
             )
         if self.net.report and self.net.report.missing:
             raise SpecError(f"the weights do not fill the net: {self.net.report}", message.span)
+        self.net.to(device)
         self.params = self.net.match
 
     @torch.no_grad()
     def features(self, image1: np.ndarray, image2: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """The feature maps [1, C, H, W] of two images of any size."""
         names, images = self.params.image, (image1, image2)
-        inputs = {name: blob(im, self.transform) for name, im in zip(names, images, strict=True)}
+        inputs = {
+            name: blob(image, self.transform).to(self.net.device)
+            for name, image in zip(names, images, strict=True)
+        }
         blobs = self.net(**inputs, keep=self.params.feature)
         first, second = (blobs[name] for name in self.params.feature)
         return first, second
@@ -68,12 +76,12 @@ class Matcher:
         table = torch.zeros(1, len(points), 5)
         table[0, :, :2] = torch.as_tensor(points)
         query = extract_feature.extract_feature(
-            first, table, downsampling_factor=factor, coordinate_offset=offset
+            first, table.to(first.device), downsampling_factor=factor, coordinate_offset=offset
         )
         distance, index = knn.knn(query, second)
         width = second.shape[3]
         cells = torch.stack([index[0, 0] % width, index[0, 0] // width], 1)
-        return (cells * factor + offset).numpy(), distance[0, 0].numpy()
+        return (cells * factor + offset).cpu().numpy(), distance[0, 0].cpu().numpy()
 
     def grid(self, image: np.ndarray) -> np.ndarray:
         """The image points [P, 2] of a feature map's cells that lie inside an image."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from .options import device_options, the_device
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +26,8 @@ COLUMNS = ("x1", "y1", "x2", "y2", "distance")
 @click.option("--points", type=click.Path(exists=True, dir_okay=False), help="CSV with columns x1,y1.")
 @click.option("--out", required=True, type=click.Path(dir_okay=False), help="Where the matches go.")
 @click.option("--plot", type=click.Path(dir_okay=False), help="A picture of the matches.")
+@click.option("--json", "as_json", is_flag=True, help="Say what was written as a JSON object.")
+@device_options
 def command(
     image1: str,
     image2: str,
@@ -31,6 +36,8 @@ def command(
     points: str | None,
     out: str,
     plot: str | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Match IMAGE1 to IMAGE2 and write x1,y1,x2,y2,distance in the pixels of the images as given.
 
@@ -49,16 +56,20 @@ def command(
     if plot and Path(plot).suffix.lower() not in PICTURES:
         raise click.BadParameter(f"--plot: expected a file ending in {', '.join(PICTURES)}, got {plot}")
     first, second = open_image(image1), open_image(image2)
-    matcher = Matcher(spec, weights)
+    matcher = Matcher(spec, weights, device=the_device(options))
     queries = matcher.grid(first) if points is None else read_points(points, first)
     matched, distance = matcher.match(first, second, queries)
     rows = np.column_stack([queries, matched, distance])
     write_matches(out, rows)
-    click.echo(f"{len(rows)} matches written to {out}")
     if plot:
         from .pictures import draw_matches
 
         draw_matches(plot, first, second, rows)
+    if as_json:
+        click.echo(json.dumps({"matches": len(rows), "out": out, "plot": plot}))
+        return
+    click.echo(f"{len(rows)} matches written to {out}")
+    if plot:
         click.echo(f"picture written to {plot}")
 
 
