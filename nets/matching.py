@@ -27,7 +27,9 @@ class Matcher:
     spec: a spec file or its message, with ``match_param``, whose stage ``deploy`` takes the images
     from Input layers. weights: a file that :func:`cortado.nets.weights.load` reads, or None.
     seed: of the fillers. device: where the net runs. Images are arrays [H, W] or [H, W, 3], RGB,
-    uint8 or floats in 0..1; points are (x, y) in their pixels. Raises :class:`SpecError` where the spec lacks something.
+    uint8 or floats in 0..1; points are (x, y) in their pixels.
+
+    Raises :class:`SpecError` where the spec lacks something.
     """
 
     def __init__(

@@ -214,31 +214,30 @@ class Net(nn.Module):
         losses: list[torch.Tensor] = []
         memories = Memories()
         for step, frees in zip(self.steps, plan, strict=True):
-            losses += self._run(step, blobs, memories)
+            if not step.is_input:
+                self._run(step, blobs, memories)
+            if blobs.versions:
+                for name in step.tops:
+                    blobs.versions[name].append(blobs[name])
+            for i, weight in step.losses:
+                losses.append(_weighted(blobs[step.tops[i]], weight))
             for name in frees:
                 del blobs[name]
         blobs.loss = sum(losses[1:], losses[0]) if losses else torch.zeros((), device=self.device)
         return blobs
 
-    def _run(self, step: Step, blobs: Blobs, memories: Memories) -> list[torch.Tensor]:
-        """Run one layer; gives its tops' terms of the loss."""
-        if step.is_input:
-            tops: tuple[torch.Tensor, ...] = tuple(blobs[name] for name in step.tops)
+    def _run(self, step: Step, blobs: Blobs, memories: Memories) -> None:
+        """Run one layer."""
+        bottoms = step.bottom_tensors(blobs)
+        if step.places.shared and torch.is_grad_enabled():
+            tops = memories.run(step.run, bottoms, step.places, step.layer.rereads)
         else:
-            bottoms = step.bottom_tensors(blobs)
-            if step.places.shared and torch.is_grad_enabled():
-                tops = memories.run(step.run, bottoms, step.places, step.layer.rereads)
-            else:
-                tops = step.run(bottoms)
-            if step.refused:
-                tops = _Refusal.apply(step.error(step.refused), len(tops), *tops, *bottoms)
-            if not step.bottoms:
-                tops = tuple(top.to(self.device) for top in tops)
-            blobs.update(zip(step.tops, tops, strict=False))
-        if blobs.versions:
-            for name, top in zip(step.tops, tops, strict=False):
-                blobs.versions[name].append(top)
-        return [_weighted(tops[i], weight) for i, weight in step.losses]
+            tops = step.run(bottoms)
+        if step.refused:
+            tops = _Refusal.apply(step.error(step.refused), len(tops), *tops, *bottoms)
+        if not bottoms:
+            tops = tuple(top.to(self.device) for top in tops)
+        blobs.update(zip(step.tops, tops, strict=False))
 
     def _check_inputs(self, given: Mapping[str, torch.Tensor]) -> None:
         for name in self.inputs:

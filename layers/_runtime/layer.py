@@ -71,6 +71,18 @@ class Layer(nn.Module):
         self.name = ""
         self.bottoms: tuple[str, ...] = ()
         self.tops: tuple[str, ...] = ()
+        self._fitting: tuple[Shape, ...] = ()
+
+    def check(self, *bottoms: torch.Tensor) -> None:
+        """Raise BlobError where ``infer`` does; shapes that were checked last pass at once."""
+        shapes = tuple([bottom.shape for bottom in bottoms])
+        if shapes != self._fitting:
+            self.fit(*map(tuple, shapes))
+            self._fitting = shapes
+
+    def fit(self, *bottoms: Shape) -> None:
+        """Raise BlobError for bottoms of shapes that the layer does not take."""
+        self.infer(self.params, *bottoms)
 
     @classmethod
     def multiply_adds(

@@ -76,7 +76,7 @@ class BatchNorm(Layer):
         )
 
     def forward(self, bottom: Tensor) -> Tensor:
-        infer(self.params, tuple(bottom.shape))
+        self.check(bottom)
         if bottom.shape[1] != len(self.mean):
             raise BlobError(
                 f"{{bottom}} has {bottom.shape[1]} channels, the statistics are of {len(self.mean)}",

@@ -59,7 +59,7 @@ class Concat(Layer):
     infer = staticmethod(infer)
 
     def forward(self, *bottoms: Tensor) -> Tensor:
-        infer(self.params, *(tuple(bottom.shape) for bottom in bottoms))
+        self.check(*bottoms)
         return torch.cat(bottoms, self.params.along)
 
     @staticmethod

@@ -272,8 +272,7 @@ class _Convolving(Layer):
         self.axis, lengths = _spatial(params, bottom_shapes)
         self.window = window(params, len(lengths))
         self.channels = bottom_shapes[0][self.axis]
-        self._fitting: tuple[Shape, ...] = ()  # the bottoms' shapes that were checked last
-        self._short = False  # whether they end before one window does
+        self._convolve: Callable[..., Tensor] = self._in_steps
         rows, columns = params.num_output, self.channels
         if self.deconvolves:
             rows, columns = columns, rows
@@ -298,34 +297,37 @@ class _Convolving(Layer):
         return sum(prod(cell[:axis]) * prod(cell[axis + 1 :]) for cell in cells) * prod(blobs[0])
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
-        shapes = tuple(bottom.shape for bottom in bottoms)
-        if shapes != self._fitting:
-            self._fit(shapes)
-        return tuple(map(self._convolve, bottoms))
+        self.check(*bottoms)
+        weight, bias = self.weight, self.bias
+        return tuple([self._convolve(bottom, weight, bias) for bottom in bottoms])
 
-    def _fit(self, shapes: tuple[Shape, ...]) -> None:
-        """Raise BlobError for bottoms that the layer cannot take."""
-        self.infer(self.params, *map(tuple, shapes))
-        channels, taken = shapes[0][self.axis], self.channels
+    def fit(self, *bottoms: Shape) -> None:
+        """Choose how to convolve bottoms of these shapes; BlobError for those that it cannot take."""
+        super().fit(*bottoms)
+        channels, taken = bottoms[0][self.axis], self.channels
         if channels != taken:
             text = f"{{bottom0}} has {channels} channels, the weight takes {taken}"
-            raise BlobError(text, bottom0=shapes[0])
-        lengths = zip(self.window, shapes[0][self.axis + 1 :], strict=True)
-        self._short = not self.deconvolves and any(a.lacking(n) for a, n in lengths)
-        self._fitting = shapes
+            raise BlobError(text, bottom0=bottoms[0])
+        w, lengths = self.window, bottoms[0][self.axis + 1 :]
+        short = not self.deconvolves and any(map(Axis.lacking, w, lengths))
+        native = self.axis == 1 and 0 < len(w) <= NATIVE and not short
+        self._convolve = self._native() if native else self._in_steps
 
-    def _convolve(self, bottom: Tensor) -> Tensor:
-        if self.axis == 1:
-            return self._of_batch(bottom)
-        lead = bottom.shape[: self.axis]
-        top = self._of_batch(bottom.reshape(prod(lead), *bottom.shape[self.axis :]))
-        return top.reshape(*lead, *top.shape[1:])
+    def _native(self) -> Callable[..., Tensor]:
+        """Torch's function of the bottom, the weight and the bias."""
+        _, stride, pad, dilation = zip(*self.window, strict=True)
+        function = (DECONVOLVE if self.deconvolves else CONVOLVE)[len(self.window)]
+        options = {"stride": stride, "padding": pad, "dilation": dilation}
+        return partial(function, **options, groups=self.params.group)
 
-    def _of_batch(self, x: Tensor) -> Tensor:
-        w, group = self.window, self.params.group
+    def _in_steps(self, bottom: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        lead, w, group = bottom.shape[: self.axis], self.window, self.params.group
+        x = bottom.reshape(prod(lead), *bottom.shape[self.axis :])
         if self.deconvolves:
-            return deconvolve(x, self.weight, self.bias, w, group)
-        return convolve(completed(x, w) if self._short else x, self.weight, self.bias, w, group)
+            top = deconvolve(x, weight, bias, w, group)
+        else:
+            top = convolve(completed(x, w), weight, bias, w, group)
+        return top.reshape(*lead, *top.shape[1:])
 
 
 @register("Convolution", bottoms=(1, None), tops=(1, None))

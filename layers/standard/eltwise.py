@@ -123,7 +123,7 @@ class Eltwise(Layer):
 
     def forward(self, *bottoms: Tensor) -> Tensor:
         p: Params = self.params
-        infer(p, *(tuple(bottom.shape) for bottom in bottoms))
+        self.check(*bottoms)
         if p.operation is EltwiseOp.SUM:
             return weighted_sum(bottoms, p.coeff)
         if p.operation is EltwiseOp.MAX:

@@ -191,7 +191,7 @@ class LRN(Layer):
         return tuple(window(n, pad=n // 2) if axis in axes else SAME for axis in (2, 3))
 
     def forward(self, bottom: Tensor) -> Tensor:
-        infer(self.params, bottom.shape)
+        self.check(bottom)
         expect_floating(bottom=bottom)
         top, _ = Function.apply(bottom, self.params)
         return top

@@ -110,7 +110,7 @@ class ReLU(Neuron):
 
     def forward(self, bottom: Tensor) -> Tensor:
         slope = self.params.negative_slope
-        return F.leaky_relu(bottom, slope) if slope else F.relu(bottom)
+        return F.leaky_relu(bottom, slope) if slope else torch.relu(bottom)
 
 
 @register("TanH", block="tanh_param")

@@ -59,7 +59,7 @@ class PReLU(Layer):
         self.slope = parameter(shape, params.filler, generator)
 
     def forward(self, bottom: Tensor) -> Tensor:
-        infer(self.params, tuple(bottom.shape))
+        self.check(bottom)
         if self.slope.dim() and len(self.slope) != bottom.shape[1]:
             raise BlobError(
                 f"{{bottom}} has {bottom.shape[1]} channels, the slopes are for {len(self.slope)}",

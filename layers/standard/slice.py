@@ -7,8 +7,8 @@ The tops are views of the bottom.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from torch import Tensor

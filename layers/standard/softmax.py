@@ -41,7 +41,7 @@ class Softmax(Layer):
     infer = staticmethod(infer)
 
     def forward(self, bottom: Tensor) -> Tensor:
-        infer(self.params, bottom.shape)
+        self.check(bottom)
         return bottom.softmax(self.params.axis)
 
     @staticmethod

@@ -88,7 +88,8 @@ def test_refused_selectors(shapes: list[tuple[int, ...]], message: str) -> None:
 def test_parameter() -> None:
     """A net whose only parameter is a top: its gradient is that of the top."""
     spec = """layer { name: "p" type: "Parameter" top: "w" parameter_param { shape { dim: 2 dim: 3 } } }
-layer { name: "s" type: "Reduction" bottom: "w" top: "s" loss_weight: 2 reduction_param { operation: SUMSQ } }"""
+layer { name: "s" type: "Reduction" bottom: "w" top: "s" loss_weight: 2
+  reduction_param { operation: SUMSQ } }"""
     net = Net(loads(spec, notation="prototxt"), "TRAIN")
     (value,) = net.params["p"]
     assert not value.any()
