@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cortado import functional
 from cortado.layers._runtime.registry import Entry, entries, find, snake_case
 from cortado.layers._runtime.registry import types as type_names
 from cortado.layers._runtime.samples import Sample
@@ -22,8 +23,6 @@ from cortado.nets import specs
 from cortado.prototxt_like import Message, dump, load, loads
 from cortado.prototxt_like.bind import unbind
 from rst import Table, block, code, equations, heading, literal, table
-
-from cortado import functional
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = {int: "integer", float: "number", bool: "true or false", str: "string"}

@@ -154,8 +154,9 @@ class _Builder:
             except _ShapesUnknown:
                 self.failed.add(node.name)
         self.built.learnable = [blob.learnable() for blob in self.blobs]
-        self.built.backward = plan(self.built.layers, self.graph.force_backward)
-        _require_gradients(self.built)
+        if not self.errors.found:  # a node whose parts do not fit each other cannot be planned
+            self.built.backward = plan(self.built.layers, self.graph.force_backward)
+            _require_gradients(self.built)
 
     def add(self, node: Node) -> BuiltLayer:
         entry, fields = self.find(node)
@@ -172,6 +173,13 @@ class _Builder:
             raise _ShapesUnknown
         bottoms = tuple(self.built.shapes[blob] for blob in node.bottoms)
         layer, shapes = self.make(node, entry.layer, params, bottoms, tops)
+        optional = entry.tops[1] is not None
+        if len(shapes) < len(tops) or (len(shapes) > len(tops) and not optional):
+            raise SpecError(
+                f"{node} ({node.type}) gives {len(shapes)} tops here, the spec names {len(tops)}",
+                node.where("top", len(shapes)),
+            )
+        shapes = shapes[: len(tops)]
         owners, learns = self.share(node, layer)
         owned = sum(o.parameter.numel() for o in owners if o.node is node)
         self.built.shapes.update(zip(tops, shapes, strict=True))
@@ -226,12 +234,7 @@ class _Builder:
         if kind.type_name == "Input" and len(shapes) > len(tops):
             count = f"{len(shapes)} shapes for {len(tops)} tops"
             raise SpecError(f"{node} takes one shape, or one for each top, got {count}", node.span)
-        if len(shapes) < len(tops):
-            raise SpecError(
-                f"{node} ({node.type}) gives {len(shapes)} tops here, the spec names {len(tops)}",
-                node.where("top", len(shapes)),
-            )
-        return layer, shapes[: len(tops)]
+        return layer, shapes
 
     def share(self, node: Node, layer: Layer) -> tuple[list[_Owner], tuple[bool, ...]]:
         """Tie the layer's blobs to those of the same name; give each one's owner, and whether this
@@ -454,12 +457,11 @@ def _check_in_place(node: Node, layer: type[Layer]) -> None:
 def _loss_weights(node: Node, layer: type[Layer], tops: tuple[str, ...]) -> tuple[float, ...]:
     """One weight for each top: those given, else 1 for a loss layer's first top."""
     given = node.loss_weights
-    if given and len(given) != len(tops):
-        found = f"{len(given)} for {len(tops)} tops"
-        raise SpecError(
-            f"{node} gives loss_weight once for each top or not at all, got {found}",
-            node.where("loss_weight"),
-        )
+    needed = layer.weights_given and len(tops) > 1
+    if len(given) != len(tops) and (given or needed):
+        wanted = "once for each top" if needed else "once for each top or not at all"
+        text = f"{node} gives loss_weight {wanted}, got {len(given)} for {len(tops)} tops"
+        raise SpecError(text, node.where("loss_weight"))
     return given or tuple(float(layer.is_loss and i == 0) for i in range(len(tops)))
 
 

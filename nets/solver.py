@@ -15,7 +15,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,14 @@ from cortado.layers._runtime import parallel
 from cortado.prototxt_like import load
 from cortado.prototxt_like.bind import bind
 from cortado.prototxt_like.message import Message
-from cortado.prototxt_like.source import Errors, SpecError, did_you_mean
+from cortado.prototxt_like.source import SpecError
 from torch import distributed as dist
 
 from .build import LearnableBlob
 from .diagnose import first_nonfinite
 from .graph import StateFields, merged
 from .net import Blobs, Net
+from .solver_params import Source, read_params, sources
 from .solver_state import SolverState, read_state, write_state
 from .training import Autocast, LossOf
 from .updates import POLICIES, RULES
@@ -49,88 +50,6 @@ class Action(enum.Enum):
     NONE = 0
     STOP = 1
     SNAPSHOT = 2
-
-
-class Mode(enum.Enum):
-    """Caffe's ``solver_mode``."""
-
-    CPU = 0
-    GPU = 1
-
-
-class SnapshotFormat(enum.Enum):
-    """The files of a snapshot: weights and state."""
-
-    HDF5 = 0
-    BINARYPROTO = 1
-    SAFETENSORS = 2
-
-    @property
-    def suffixes(self) -> tuple[str, str]:
-        return {
-            "HDF5": (".caffemodel.h5", ".solverstate.h5"),
-            "BINARYPROTO": (".caffemodel", ".solverstate"),
-            "SAFETENSORS": (".safetensors", ".solverstate"),
-        }[self.name]
-
-
-def _field(default: Any, **metadata: Any) -> Any:
-    return field(default=default, metadata=metadata)
-
-
-@dataclass(frozen=True)
-class SolverParams:
-    """A solver spec's fields, named as in Caffe, with Caffe's defaults.
-
-    The nets themselves may stand in the spec: ``net_param``, ``train_net_param`` and
-    ``test_net_param`` are blocks of a net's fields.
-    """
-
-    net: str = ""
-    train_net: str = ""
-    test_net: tuple[str, ...] = ()
-    type: str = "SGD"
-    base_lr: float = _field(0.0, low=0)
-    lr_policy: str = "fixed"
-    gamma: float = _field(0.0, low=0)
-    power: float = 0.0
-    stepsize: int = _field(0, low=0)
-    stepvalue: tuple[int, ...] = _field((), low=0)
-    momentum: float = _field(0.0, low=0)
-    momentum2: float = _field(0.999, low=0, high=1)
-    rms_decay: float = _field(0.99, low=0, high=1)
-    delta: float = _field(1e-8, low=0)
-    weight_decay: float = _field(0.0, low=0)
-    regularization_type: str = "L2"
-    clip_gradients: float = -1.0
-    iter_size: int = _field(1, low=1)
-    max_iter: int = _field(0, low=0)
-    display: int = _field(0, low=0)
-    average_loss: int = _field(1, low=1)
-    test_iter: tuple[int, ...] = _field((), low=1)
-    test_interval: int = _field(0, low=0)
-    test_initialization: bool = True
-    test_compute_loss: bool = False
-    snapshot: int = _field(0, low=0)
-    snapshot_prefix: str = ""
-    snapshot_format: SnapshotFormat = SnapshotFormat.BINARYPROTO
-    snapshot_after_train: bool = True
-    weights: tuple[str, ...] = ()
-    """Files to start from, of which the last wins; a name may hold several, separated by commas."""
-    random_seed: int = -1
-    train_state: StateFields = StateFields()
-    test_state: tuple[StateFields, ...] = ()
-    solver_mode: Mode | None = None
-    """Where ``cortado train`` runs without ``--device``. A Solver is where its ``device`` says."""
-    device_id: int = _field(0, low=0)
-    debug_info: bool = False
-    """Read and ignored, as the two below."""
-    snapshot_diff: bool = False
-    layer_wise_reduce: bool = True
-
-
-NETS = ("net_param", "train_net_param", "test_net_param")
-TRAINED = ("train_net_param", "train_net", "net_param", "net")
 
 
 class Solver:
@@ -207,7 +126,7 @@ class Solver:
         if self.params.snapshot:
             self._expect_writable()
         seed = self._seed()
-        train, tests = _sources(message, len(self.params.test_iter))
+        train, tests = sources(message, len(self.params.test_iter))
         self.net = self._make_net(train, "TRAIN", self.params.train_state, seed)
         names = ",".join(self.params.weights if weights is None else [str(weights)])
         files = [self._find(name.strip()) for name in names.split(",") if name.strip()]
@@ -245,7 +164,7 @@ class Solver:
         beside = self._folder / name
         return beside if beside.is_file() else Path(name)
 
-    def _make_test_nets(self, sources: list[_Source], seed: int, files: list[Path]) -> list[Net]:
+    def _make_test_nets(self, sources: list[Source], seed: int, files: list[Path]) -> list[Net]:
         states = self.params.test_state or (StateFields(),) * len(sources)
         trained = {id(parameter) for parameter in self.net.parameters()}
         nets = []
@@ -258,7 +177,7 @@ class Solver:
             nets.append(net)
         return nets
 
-    def _make_net(self, source: _Source, phase: str, state: StateFields, seed: int) -> Net:
+    def _make_net(self, source: Source, phase: str, state: StateFields, seed: int) -> Net:
         """The net in the solver's state; what that leaves open is as the net's own state says."""
         message = source.net
         if not isinstance(message, Message):
@@ -598,82 +517,6 @@ class Solver:
 
 def _quiet(line: str) -> None:
     """The log of all processes but the first."""
-
-
-def read_params(message: Message) -> SolverParams:
-    """Bind a solver spec; raises SpecError with all its mistakes."""
-    errors = Errors()
-    params: SolverParams | None = errors.attempt(
-        bind, SolverParams, message, what="a solver", ignore=NETS.__contains__
-    )
-    if params is not None:
-        _check(params, message, errors)
-    errors.check()
-    assert params is not None
-    return params
-
-
-def _check(params: SolverParams, message: Message, errors: Errors) -> None:
-    def complain(name: str, text: str, hint: str = "") -> None:
-        given = message.get(name)
-        errors.add(text, given.value.span if given else message.span, hint)
-
-    known: dict[str, Mapping[str, object]] = {
-        "type": RULES,
-        "lr_policy": POLICIES,
-        "regularization_type": dict.fromkeys(("L1", "L2")),
-    }
-    for name, choices in known.items():
-        value = getattr(params, name)
-        if value not in choices:
-            complain(name, f'unknown {name} "{value}"', did_you_mean(value, choices, "known"))
-    if params.type in RULES and params.momentum and not RULES[params.type].momentum:
-        complain("momentum", f"{params.type} has no momentum, got {params.momentum:g}")
-    for name in POLICIES[params.lr_policy].needs if params.lr_policy in POLICIES else ():
-        if not getattr(params, name):
-            complain("lr_policy", f'lr_policy "{params.lr_policy}" needs {name}')
-    given = [name for name in TRAINED if name in message]
-    if not given:
-        complain("net", 'a solver needs "net"')
-    if len(given) > 1:
-        complain(given[1], f"a solver trains one net, given by {' and '.join(given)}")
-    if params.test_iter and not params.test_interval:
-        complain("test_iter", "test_iter needs test_interval")
-    _check_tests(params, message, complain)
-
-
-def _check_tests(params: SolverParams, message: Message, complain: Callable[[str, str], None]) -> None:
-    named = len(params.test_net) + len(message.all("test_net_param"))
-    generic = "net" in message or "net_param" in message
-    tests = len(params.test_iter)
-    if tests < named or (tests > named and not generic):
-        nets = f"{named} test nets" + (" or more" if generic else "")
-        complain("test_iter", f"test_iter is given once for each test net: {nets}, got {tests}")
-    if params.test_state and len(params.test_state) != tests:
-        states = len(params.test_state)
-        complain("test_state", f"test_state is given once for each of {tests} test nets, got {states}")
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A net that a solver spec names or holds, and where."""
-
-    net: str | Message
-    place: Any
-
-
-def _sources(message: Message, tests: int) -> tuple[_Source, list[_Source]]:
-    """The net to train, and as many to test: those given for it, then the one that is trained."""
-
-    def given(*names: str) -> Iterator[_Source]:
-        for name in names:
-            for entry in message.all(name):
-                value = entry.value
-                yield _Source(value if isinstance(value, Message) else value.text, value.span)
-
-    train = next(given(*TRAINED))
-    tested = list(given("test_net_param", "test_net"))
-    return train, tested + [train] * (tests - len(tested))
 
 
 def _output_lines(net: Net, outputs: Mapping[str, torch.Tensor]) -> Iterator[str]:

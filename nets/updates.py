@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .solver import SolverParams
+    from .solver_params import SolverParams
 
 History = list[Tensor]
 

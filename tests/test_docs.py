@@ -18,7 +18,7 @@ import docutils.nodes
 import pytest
 from cortado.layers._runtime.registry import entries, find
 from cortado.layers._runtime.transform import TransformParams
-from cortado.nets import graph, solver
+from cortado.nets import graph, solver_params
 from cortado.prototxt_like import Message, loads
 from cortado.prototxt_like.bind import bind
 from cortado.tools.cli import COMMANDS, main
@@ -199,7 +199,7 @@ def test_every_command_has_an_example(pages):
         graph.Rule,
         graph.ParamSpec,
         graph.MatchParams,
-        solver.SolverParams,
+        solver_params.SolverParams,
         TransformParams,
     ],
 )

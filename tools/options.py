@@ -44,8 +44,20 @@ def level_and_stages(command: F) -> F:
 
 
 def python_layers(command: F) -> F:
+    """``--allow-python-layers``; a module that says ``import caffe`` gets cortado's."""
+
+    def allow(_: click.Context, __: click.Parameter, value: bool) -> bool:
+        if value:
+            from cortado.pycaffe.alias import install_where_missing
+
+            install_where_missing()
+        return value
+
     return click.option(
-        "--allow-python-layers", is_flag=True, help='Import the modules of "Python" layers.'
+        "--allow-python-layers",
+        is_flag=True,
+        callback=allow,
+        help='Import the modules of "Python" layers.',
     )(command)
 
 

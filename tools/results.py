@@ -90,9 +90,8 @@ def cpu_name() -> str:
 
 
 def versions() -> str:
-    import torch
-
     import cortado
+    import torch
 
     found = [f"cortado {cortado.__version__}", f"Python {platform.python_version()}"]
     found.append(f"torch {torch.__version__}")

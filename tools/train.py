@@ -22,7 +22,8 @@ from .options import (
 
 if TYPE_CHECKING:
     import torch
-    from cortado.nets.solver import Solver, SolverParams
+    from cortado.nets.solver import Solver
+    from cortado.nets.solver_params import SolverParams
 
 PRECISIONS = ("bfloat16", "float16")
 
@@ -92,7 +93,8 @@ def _solver(
     stack: ExitStack, path: str, weights: str | None, signals: Any, options: dict[str, Any]
 ) -> Solver:
     import torch
-    from cortado.nets.solver import Solver, read_params
+    from cortado.nets.solver import Solver
+    from cortado.nets.solver_params import read_params
     from cortado.prototxt_like import load
 
     from .records import Records
@@ -129,7 +131,7 @@ def _solver(
 
 def _device(params: SolverParams, options: dict[str, Any]) -> torch.device:
     """What the command line asks for, or the solver's ``solver_mode`` and ``device_id``."""
-    from cortado.nets.solver import Mode
+    from cortado.nets.solver_params import Mode
 
     if options["device"] or options["gpu"] or params.solver_mode is not Mode.GPU:
         return the_device(options)

@@ -23,7 +23,8 @@ class Layer(nn.Module):
     ``blob_names``; fillers draw from ``generator``. ``self.training`` is Caffe's phase TRAIN.
 
     ``is_loss`` and ``is_metric`` say what a layer is for: its first top is a term of the loss, or it
-    measures the net's results.
+    measures the net's results. A loss that sets ``weights_given`` must be given a loss_weight for each
+    top where it has several.
 
     ``tables`` are the bottoms that hold coordinates, which half precision would spoil; ``labels``
     those that never get a gradient, not even with ``force_backward``. A layer whose
@@ -48,6 +49,7 @@ class Layer(nn.Module):
     tables: ClassVar[tuple[int, ...]] = ()
     is_loss: ClassVar[bool] = False
     is_metric: ClassVar[bool] = False
+    weights_given: ClassVar[bool] = False
     labels: ClassVar[tuple[int, ...]] = ()
     backward_refused: ClassVar[bool] = False
     refused_bottoms: ClassVar[tuple[int, ...]] = ()

@@ -78,6 +78,7 @@ class Recurrent(Layer):
     Params = RecurrentParams
     bottom_names = ("x", "cont")
     labels = (1,)
+    refused_bottoms = (1,)
     maps = False
     states: ClassVar[int]
     gates: ClassVar[int]

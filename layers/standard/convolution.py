@@ -317,8 +317,8 @@ class _Convolving(Layer):
         """Torch's function of the bottom, the weight and the bias."""
         _, stride, pad, dilation = zip(*self.window, strict=True)
         function = (DECONVOLVE if self.deconvolves else CONVOLVE)[len(self.window)]
-        options = {"stride": stride, "padding": pad, "dilation": dilation}
-        return partial(function, **options, groups=self.params.group)
+        group = self.params.group
+        return partial(function, stride=stride, padding=pad, dilation=dilation, groups=group)
 
     def _in_steps(self, bottom: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         lead, w, group = bottom.shape[: self.axis], self.window, self.params.group

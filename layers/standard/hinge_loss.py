@@ -51,6 +51,7 @@ class HingeLoss(Layer):
     bottom_names = ("scores", "label")
     is_loss = True
     labels = (1,)
+    refused_bottoms = (1,)
     infer = staticmethod(infer)
 
     def forward(self, scores: Tensor, label: Tensor) -> Tensor:

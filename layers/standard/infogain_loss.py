@@ -3,7 +3,7 @@
 Bottoms: scores, any floating type, with the C classes along ``axis``; as many labels as there are
 positions, with the same first axis; and, if it is not in the file ``source`` (a BlobProto, as
 Caffe writes .binaryproto), H with C C elements. Tops: the loss, of shape (), in float32 or wider,
-and if wanted the softmax, which gives no gradient.
+and if wanted the softmax, which gives no gradient; with both, each must have its loss_weight.
 ``loss_param`` says which labels do not count and what the sum is divided by: by default VALID, the
 labels that count. p is at least 1e-20 in the loss; the gradient p sum_k H[label, k] - H[label]
 is the unclipped one's. H gets none. With H the identity this is SoftmaxWithLoss. Source: Caffe's
@@ -106,8 +106,9 @@ class InfogainLoss(Layer):
     Params = Params
     bottom_names = ("scores", "label", "infogain")
     is_loss = True
+    weights_given = True
     labels = (1,)
-    refused_bottoms = (2,)
+    refused_bottoms = (1, 2)
     shared = (2,)
     infer = staticmethod(infer)
     infogain: Tensor | None

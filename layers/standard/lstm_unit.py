@@ -39,6 +39,7 @@ class LSTMUnit(Layer):
 
     bottom_names = ("c_prev", "gates", "cont")
     labels = (2,)
+    refused_bottoms = (2,)
     maps = False
     infer = staticmethod(infer)
 

@@ -60,6 +60,7 @@ class SigmoidCrossEntropyLoss(Layer):
     bottom_names = ("scores", "target")
     is_loss = True
     labels = (1,)
+    refused_bottoms = (1,)
     infer = staticmethod(infer)
 
     def forward(self, scores: Tensor, target: Tensor) -> Tensor:

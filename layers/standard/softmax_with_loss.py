@@ -83,6 +83,7 @@ class SoftmaxWithLoss(Layer):
     bottom_names = ("scores", "label")
     is_loss = True
     labels = (1,)
+    refused_bottoms = (1,)
     infer = staticmethod(infer)
 
     def forward(self, scores: Tensor, label: Tensor) -> Tensor:

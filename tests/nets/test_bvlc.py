@@ -7,7 +7,7 @@ import pytest
 from cortado.nets.build import build
 from cortado.nets.graph import State, graph
 from cortado.nets.net import Net
-from cortado.nets.solver import read_params
+from cortado.nets.solver_params import read_params
 from cortado.prototxt_like import SpecError, load
 from cortado.prototxt_like.wire import write_blob
 from PIL import Image

@@ -183,6 +183,13 @@ def test_force_backward_through_what_has_none(layer, error):
         out.sum().backward()
 
 
+def test_a_label_that_would_learn():
+    text = HEAD + "- {name: loss, type: SigmoidCrossEntropyLoss, bottom: [a, a], top: loss}"
+    loss = Net(loads(text), "TRAIN")(x=torch.ones(2, 3), t=torch.ones(2, 4)).loss
+    with pytest.raises(LayerError, match="SigmoidCrossEntropyLoss gives its bottom 1 no gradient"):
+        loss.backward()
+
+
 def shared(second, mode="", extra=""):
     mode = f", share_mode: {mode}" if mode else ""
     return (

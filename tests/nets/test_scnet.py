@@ -175,7 +175,7 @@ def test_a_test_measures_what_the_paper_does(name):
 
 @pytest.mark.parametrize("name", SPECS)
 def test_solvers_are_as_published(name):
-    from cortado.nets.solver import read_params
+    from cortado.nets.solver_params import read_params
 
     params = read_params(load(specs.path(f"{name}_solver")))
     assert (params.type, params.base_lr, params.weight_decay) == ("SGD", 0.001, 0.0005)

@@ -14,7 +14,8 @@ import pytest
 import torch
 import yaml
 from cortado.nets.signals import Signals
-from cortado.nets.solver import Action, Solver, read_params
+from cortado.nets.solver import Action, Solver
+from cortado.nets.solver_params import read_params
 from cortado.nets.solver_state import read_state, write_state
 from cortado.nets.weights import save
 from cortado.prototxt_like import SpecError, load, loads

@@ -3,11 +3,10 @@
 import sys
 import textwrap
 
+import cortado.pycaffe as caffe
 import numpy as np
 import pytest
 from cortado.prototxt_like import SpecError
-
-import cortado.pycaffe as caffe
 
 NET = """
 name: "small"
@@ -35,8 +34,11 @@ def file(tmp_path):
     return write
 
 
-@pytest.fixture
-def net(file):
+@pytest.fixture(params=["memory", "copies"])
+def net(file, request, monkeypatch):
+    """Arrays are the tensors' memory, as on the CPU, or copies of it, as on a GPU."""
+    if request.param == "copies":
+        monkeypatch.setattr(caffe.blob, "on_host", lambda tensor: False)
     caffe.set_random_seed(3)
     net = caffe.Net(file(), caffe.TRAIN)
     fill(net)
@@ -106,15 +108,20 @@ def test_the_gradient_is_the_derivative(net):
 
 
 def test_diffs_of_parameters_add_up(net):
+    blob = net.params["conv"][0]
     net.forward()
-    diff = net.params["conv"][0].diff
+    held = blob.diff
     net.backward()
-    once = diff.copy()
+    once = blob.diff.copy()
     assert once.any()
     net.backward()
-    np.testing.assert_allclose(diff, 2 * once, rtol=1e-6)
+    np.testing.assert_allclose(blob.diff, 2 * once, rtol=1e-6)
+    assert np.shares_memory(blob.diff, held)
     net.clear_param_diffs()
-    assert not diff.any()
+    assert not blob.diff.any()
+    blob.diff[...] = 1
+    net.backward()
+    np.testing.assert_allclose(blob.diff, 1 + once, rtol=1e-6)
 
 
 def test_backward_from_a_diff_of_ones_own(net):
@@ -232,6 +239,7 @@ def test_share_with(file, net):
     net.params["conv"][0].data[...] = 7
     assert (other.params["conv"][0].data == 7).all()
     fill(other)
+    net.params["ip"][1].data[...] = [1, 2, 3]  # both see it, whoever runs first
     np.testing.assert_array_equal(other.forward()["prob"], net.forward()["prob"])
 
 

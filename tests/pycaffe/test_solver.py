@@ -2,11 +2,10 @@
 
 import os
 
+import cortado.pycaffe as caffe
 import numpy as np
 import pytest
 import torch
-
-import cortado.pycaffe as caffe
 
 NET = """
 layer { name: "data" type: "DummyData" top: "x" top: "t"

@@ -2,15 +2,14 @@
 
 import stat
 
+import cortado.pycaffe as caffe
 import numpy as np
 import pytest
-from google.protobuf import text_format
-
-import cortado.pycaffe as caffe
 from cortado.pycaffe import coord_map, draw
 from cortado.pycaffe import layers as L
 from cortado.pycaffe import params as P
 from cortado.pycaffe.proto import caffe_pb2
+from google.protobuf import text_format
 
 # --------------------------------------------------------------------- messages
 
@@ -48,6 +47,7 @@ def test_datums():
     assert caffe.io.datum_to_array(datum).dtype == np.uint8
     floats = caffe.io.array_to_datum(array.astype(float) / 2)
     np.testing.assert_array_equal(caffe.io.datum_to_array(floats), array / 2)
+    assert caffe.io.datum_to_array(floats).dtype == np.float64
     with pytest.raises(ValueError, match=r"\[C, H, W\], got \[3, 4\]"):
         caffe.io.array_to_datum(array[0])
 

@@ -2,14 +2,13 @@
 
 import json
 
+import cortado.pycaffe as caffe
 import numpy as np
 import pytest
 import torch
 from caffe_vectors import agree
 from shared import case as vector_case
 from shared import cases
-
-import cortado.pycaffe as caffe
 
 
 def close(what, found, wanted):

@@ -1,9 +1,8 @@
 """Functional forms hold their values to the ranges that a spec's are held to."""
 
+import cortado.functional as CF
 import pytest
 import torch
-
-import cortado.functional as CF
 
 MAP, PAIRS, INDEX = (
     torch.ones(1, 2, 3, 4),

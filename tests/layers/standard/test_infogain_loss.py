@@ -13,6 +13,8 @@ from cortado.layers._runtime.losses import LossParams
 from cortado.layers.standard.infogain_loss import InfogainLoss, Params
 from cortado.layers.standard.softmax_with_loss import Params as SoftmaxParams
 from cortado.layers.standard.softmax_with_loss import SoftmaxWithLoss
+from cortado.nets.net import Net
+from cortado.prototxt_like import SpecError, loads
 from cortado.prototxt_like.wire import write_blob
 from shared import cases
 from suite import LayerSuite
@@ -84,6 +86,24 @@ def test_source(tmp_path: Path) -> None:
         InfogainLoss(params, ((2, 4), (2,)))
     with pytest.raises(ValueError, match=r"missing\.binaryproto"):
         InfogainLoss(Params(source=str(tmp_path / "missing.binaryproto")), ((2, 3), (2,)))
+
+
+TWO_TOPS = """
+layer:
+- {name: x, type: Input, top: x, input_param: {shape: {dim: [2, 3]}}}
+- {name: t, type: Input, top: t, input_param: {shape: {dim: [2]}}}
+- {name: h, type: Input, top: h, input_param: {shape: {dim: [3, 3]}}}
+- {name: loss, type: InfogainLoss, bottom: [x, t, h], top: [loss, prob]%s}
+"""
+
+
+def test_two_tops_need_their_loss_weights() -> None:
+    """Caffe gives a loss without any of them one weight, which two tops are not content with."""
+    with pytest.raises(SpecError, match="gives loss_weight once for each top, got 0 for 2 tops"):
+        Net(loads(TWO_TOPS % ""), "TRAIN")
+    net = Net(loads(TWO_TOPS % ", loss_weight: [2, 0.5]"), "TRAIN")
+    blobs = net(x=torch.zeros(2, 3), t=torch.zeros(2), h=torch.eye(3))
+    assert float(blobs.loss) == pytest.approx(2 * math.log(3) + 0.5 * 2)
 
 
 def test_the_old_normalize_is_refused() -> None:

@@ -1,0 +1,135 @@
+"""What Caffe keeps for the whole process: the device, random seeds, the number of solvers, the log."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+
+import torch
+from cortado.layers._runtime import registry
+
+LOGGER = logging.getLogger("caffe")
+
+_gpu = False
+_device_id = 0
+_solver_count = 1
+_solver_rank = 0
+_multiprocess = False
+
+
+def set_mode_cpu() -> None:
+    """Run nets on the CPU, as at the beginning."""
+    global _gpu
+    _gpu = False
+
+
+def set_mode_gpu() -> None:
+    """Run nets on the GPU of :func:`set_device`. Raises RuntimeError where there is none."""
+    global _gpu
+    _check_gpu(_device_id)
+    _gpu = True
+
+
+def set_device(device_id: int) -> None:
+    """Choose the GPU by its number. Raises RuntimeError where there is none."""
+    global _device_id
+    _check_gpu(device_id)
+    _device_id = device_id
+
+
+def _check_gpu(device_id: int) -> None:
+    count = torch.cuda.device_count()
+    if device_id not in range(count):
+        raise RuntimeError(f"no GPU {device_id}: torch finds {count} here")
+
+
+def device() -> torch.device:
+    """Where nets run now."""
+    return torch.device("cuda", _device_id) if _gpu else torch.device("cpu")
+
+
+def set_random_seed(seed: int) -> None:
+    """Seed what fillers and layers draw from."""
+    torch.manual_seed(seed)
+
+
+def solver_count() -> int:
+    return _solver_count
+
+
+def set_solver_count(count: int) -> None:
+    """Kept for scripts that ask for it; every process here trains its own net."""
+    global _solver_count
+    _solver_count = count
+
+
+def solver_rank() -> int:
+    return _solver_rank
+
+
+def set_solver_rank(rank: int) -> None:
+    """Kept as :func:`set_solver_count`; only solver 0 logs."""
+    global _solver_rank
+    _solver_rank = rank
+
+
+def set_multiprocess(multiprocess: bool) -> None:
+    """Accepted: solvers here are always processes of their own."""
+    global _multiprocess
+    _multiprocess = multiprocess
+
+
+def has_nccl() -> bool:
+    """False: several processes train through ``cortado train``, not through Caffe's NCCL."""
+    return False
+
+
+def init_log(level: int = 0, stderr: bool = True) -> None:
+    """Show the log (logger ``caffe``) from a level on: 0 info, 1 warnings, 2 errors."""
+    if stderr and not LOGGER.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(levelname).1s %(asctime)s %(message)s"))
+        LOGGER.addHandler(handler)
+    LOGGER.setLevel((logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL)[level])
+
+
+def log(message: str) -> None:
+    """Write an information to the log."""
+    if _solver_rank == 0:
+        LOGGER.info(message)
+
+
+def layer_type_list() -> list[str]:
+    """All layer types that a net may have."""
+    return registry.types()
+
+
+class Timer:
+    """Milliseconds (``ms``) between ``start`` and ``stop``, the device's work included."""
+
+    def __init__(self) -> None:
+        self._start = self._stop = 0.0
+
+    def start(self) -> None:
+        self._start = self._now()
+
+    def stop(self) -> None:
+        self._stop = self._now()
+
+    @property
+    def ms(self) -> float:
+        return 1000 * (self._stop - self._start)
+
+    @staticmethod
+    def _now() -> float:
+        if _gpu:
+            torch.cuda.synchronize(device())
+        return time.perf_counter()
+
+
+class NCCL:
+    """Caffe's exchange of gradients between GPUs, which :func:`has_nccl` denies."""
+
+    def __init__(self, solver: object, uid: str) -> None:
+        raise RuntimeError("no NCCL here (see has_nccl()); several processes train by cortado train")
