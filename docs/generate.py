@@ -18,7 +18,7 @@ from typing import Any
 
 import command_page
 import layer_pages
-from cortado.layers._runtime.registry import Entry, entries
+from cortado.layers._runtime.registry import Entry
 from cortado.tools.gradcheck import check_layer
 from rst import Table, heading, table, tables
 
@@ -43,7 +43,7 @@ def generate(target: Path) -> None:
 
 def pages(known: layer_pages.Figures) -> dict[str, str]:
     """The generated pages by file name."""
-    made = {f"layers/{e.type_name}.rst": layer_pages.page(e, known) for e in entries()}
+    made = {f"layers/{e.type_name}.rst": layer_pages.page(e, known) for e in layer_pages.own_entries()}
     return made | {
         "layers/index.rst": layer_pages.index(),
         "commands.rst": command_page.page(),
@@ -67,7 +67,7 @@ def gradients(cache: Path) -> dict[str, list[dict[str, Any]]]:
     """The reports of every layer's gradient check, by type; none for a layer without gradients."""
     known = json.loads(cache.read_text("utf-8")) if cache.exists() else {}
     found = {}
-    for entry in entries():
+    for entry in layer_pages.own_entries():
         digest = _digest(entry)
         if known.get(entry.type_name, {}).get("digest") != digest:
             known[entry.type_name] = {"digest": digest, "reports": check(entry)}

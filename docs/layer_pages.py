@@ -53,6 +53,11 @@ counted apart.
 """
 
 
+def own_entries() -> list[Entry]:
+    """cortado's own layers, whatever a user's file has registered besides."""
+    return [entry for entry in entries() if entry.layer.__module__.startswith("cortado.layers.")]
+
+
 @dataclass(frozen=True)
 class Figures:
     """What is known of the layers by measurement: gradient checks by type, the benchmarks' tables."""
@@ -72,7 +77,7 @@ def index() -> str:
     """The page that leads to the layers', group by group."""
     parts = [heading("Layers", "="), "One page for each type that a spec may name.\n"]
     for folder, title in GROUPS.items():
-        names = [entry.type_name for entry in entries() if group(entry) == folder]
+        names = [entry.type_name for entry in own_entries() if group(entry) == folder]
         parts += [heading(title), ".. toctree::\n   :maxdepth: 1\n", block("\n".join(names)), ""]
     return "\n".join(parts)
 

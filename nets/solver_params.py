@@ -126,6 +126,8 @@ def _check(params: SolverParams, message: Message, errors: Errors) -> None:
             complain(name, f'unknown {name} "{value}"', did_you_mean(value, choices, "known"))
     if params.type in RULES and params.momentum and not RULES[params.type].momentum:
         complain("momentum", f"{params.type} has no momentum, got {params.momentum:g}")
+    if params.type == "RMSProp" and params.rms_decay == 1:
+        complain("rms_decay", "RMSProp's rms_decay must be below 1, got 1")
     for name in POLICIES[params.lr_policy].needs if params.lr_policy in POLICIES else ():
         if not getattr(params, name):
             complain("lr_policy", f'lr_policy "{params.lr_policy}" needs {name}')

@@ -278,6 +278,10 @@ def test_on_iteration(solve):
             ["<string>:3:11: error: AdaGrad has no momentum, got 0.9"],
         ),
         (
+            "net: a\ntype: RMSProp\nrms_decay: 1",
+            ["<string>:3:12: error: RMSProp's rms_decay must be below 1, got 1"],
+        ),
+        (
             "net: a\ntest_interval: 9\ntest_net: [b, c]\ntest_iter: 1",
             [
                 "<string>:4:12: error: test_iter is given once for each test net: "

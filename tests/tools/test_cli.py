@@ -314,6 +314,27 @@ def test_a_loss_that_is_not_finite_ends_the_run(folder, capfd):
     assert not list(folder.glob("*.safetensors"))
 
 
+def test_a_users_module_that_imports_caffe(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mine_for_caffe.py").write_text(
+        "import caffe\n\n\nclass Twice(caffe.Layer):\n"
+        "    def setup(self, bottom, top): pass\n"
+        "    def reshape(self, bottom, top): top[0].reshape(*bottom[0].shape)\n"
+        "    def forward(self, bottom, top): top[0].data[...] = 2 * bottom[0].data\n"
+        "    def backward(self, top, down, bottom): bottom[0].diff[...] = 2 * top[0].diff\n"
+    )
+    (tmp_path / "net.prototxt").write_text(
+        'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 } } }\n'
+        'layer { name: "y" type: "Python" bottom: "x" top: "y"\n'
+        '  python_param { module: "mine_for_caffe" layer: "Twice" } }\n'
+    )
+    code, _, err = run(capfd, "check", "net.prototxt")
+    assert (code, "--allow-python-layers" in err) == (2, True)
+    code, out, _ = run(capfd, "check", "net.prototxt", "--allow-python-layers")
+    assert (code, "outputs: y" in out) == (0, True)
+
+
 def test_device_query(capfd):
     code, out, _ = run(capfd, "device_query", "--json")
     assert (code, len(json.loads(out))) == (0, torch.cuda.device_count())
