@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from cortado.prototxt_like import wire
-
-from .weights import replace_file
+from cortado.prototxt_like import SpecError, wire
+from cortado.prototxt_like.files import replace_file
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class SolverState:
 
 
 def read_state(path: str | Path) -> SolverState:
-    """Read a state; raises ValueError that names the file where it is not one."""
+    """Read a state; raises :class:`SpecError`, which names the file, where it is not one."""
     if Path(path).suffix == ".h5":
         return _read_hdf5(Path(path))
     return SolverState(*wire.read_solver_state(path))
@@ -39,12 +38,10 @@ def read_state(path: str | Path) -> SolverState:
 
 def write_state(path: Path, state: SolverState) -> None:
     """Write a state beside its place, then rename it there."""
-    write = _write_hdf5 if path.suffix == ".h5" else _write_binary
-    replace_file(path, lambda beside: write(beside, state))
-
-
-def _write_binary(path: Path, state: SolverState) -> None:
-    wire.write_solver_state(path, **vars(state))
+    if path.suffix == ".h5":
+        replace_file(path, lambda beside: _write_hdf5(beside, state))
+    else:
+        wire.write_solver_state(path, **vars(state))
 
 
 def _read_hdf5(path: Path) -> SolverState:
@@ -61,7 +58,7 @@ def _read_hdf5(path: Path) -> SolverState:
                 bytes(file["cortado"][()]) if "cortado" in file else b"",
             )
     except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a solver's state: {error}") from None
+        raise SpecError(f"{path}: not a solver's state: {error}") from None
 
 
 def _write_hdf5(path: Path, state: SolverState) -> None:

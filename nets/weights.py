@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from cortado.layers._runtime.checks import Shape
 from cortado.layers._runtime.layer import Layer
-from cortado.prototxt_like.files import replace_file as replace_file
+from cortado.prototxt_like.files import replace_file
 from cortado.prototxt_like.schema import encode, enum, message
 from cortado.prototxt_like.source import Errors, SpecError
 from cortado.prototxt_like.wire import Array, read_net, write_net

@@ -63,12 +63,11 @@ class Differences:
     kink: Tensor
 
 
-def difference(at: Callable[[float], Tensor], step: float) -> Differences:
+def difference(at: Callable[[float], Tensor], here: Tensor, step: float) -> Differences:
     """The derivative at 0 of a function of a number, element by element of its value, in float64.
 
-    Takes three evaluations, four more where one-sided differences disagree.
+    ``here`` is its value there. Takes two evaluations, four more where one-sided differences disagree.
     """
-    here = at(0.0)
     numeric, gap, noise, size = _two_sided(at, here, step)
     steps = torch.full_like(numeric, step)
     suspect = ~(gap <= SUSPECT * size + noise)  # NaN is suspect
@@ -122,10 +121,12 @@ def exhaustive(
     leaves = [x.detach().clone().requires_grad_(i in wrt) for i, x in enumerate(inputs)]
     tops = torch.cat([top.reshape(-1) for top in analytic(*leaves)])
     rows = _rows(tops, [leaves[i] for i in wrt])
+    with torch.no_grad():
+        here = flat(*inputs)
     findings = []
     for column, i in enumerate(wrt):
         chosen = _chosen_elements(inputs[i], elements, kink, kink_range, generator)
-        numeric = [_along_element(flat, inputs, i, int(e), step) for e in chosen]
+        numeric = [_along_element(flat, here, inputs, i, int(e), step) for e in chosen]
         gradients = rows[column][chosen]
         findings.append(
             judge(
@@ -167,7 +168,12 @@ def _chosen_elements(
 
 
 def _along_element(
-    flat: Callable[..., Tensor], inputs: Sequence[Tensor], i: int, element: int, step: float
+    flat: Callable[..., Tensor],
+    here: Tensor,
+    inputs: Sequence[Tensor],
+    i: int,
+    element: int,
+    step: float,
 ) -> Differences:
     def at(offset: float) -> Tensor:
         moved = inputs[i].detach().double().clone(memory_format=torch.contiguous_format)
@@ -175,7 +181,7 @@ def _along_element(
         return flat(*inputs[:i], moved, *inputs[i + 1 :])
 
     with torch.no_grad():
-        return difference(at, step)
+        return difference(at, here, step)
 
 
 def _stack(each: Sequence[Differences], like: Tensor) -> Differences:
@@ -198,7 +204,8 @@ def directional(
     directions: int = 2,
     generator: torch.Generator,
 ) -> list[Finding]:
-    """Each input along random directions, whose elements are normal; two passes a direction.
+    """Each input along random directions, whose elements are normal; two passes a direction, six
+    where the function may not be smooth.
 
     The objective is a randomly weighted sum of the tops. The error of an input is
     ``|analytic - numeric| / |numeric|``, both vectors over the directions.
@@ -214,10 +221,17 @@ def directional(
         gradients = list(
             torch.autograd.grad(objective, asked, allow_unused=True, materialize_grads=True)
         )
+
+    def weighed(*bottoms: Tensor) -> Tensor:
+        pairs = zip(function(*bottoms), weights, strict=True)
+        return torch.stack([(top.double() * w).sum() for top, w in pairs]).sum()
+
+    with torch.no_grad():
+        here = weighed(*inputs)
     findings = []
     for column, i in enumerate(wrt):
         along = [_normal(inputs[i], generator) for _ in range(directions)]
-        numeric = [_along(function, inputs, i, d, weights, step) for d in along]
+        numeric = [_along(weighed, here, inputs, i, d, step) for d in along]
         products = torch.stack([(gradients[column].double() * d).sum() for d in along]).cpu()
         findings.append(judge(names[column], products, _stack(numeric, products), threshold, floor))
     return findings
@@ -228,21 +242,19 @@ def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _along(
-    function: Callable[..., Sequence[Tensor]],
+    objective: Callable[..., Tensor],
+    here: Tensor,
     inputs: Sequence[Tensor],
     i: int,
     direction: Tensor,
-    weights: Sequence[Tensor],
     step: float,
 ) -> Differences:
     def at(offset: float) -> Tensor:
         moved = torch.add(inputs[i].detach().double(), direction, alpha=offset)
-        tops = function(*inputs[:i], moved, *inputs[i + 1 :])
-        sums = [(top.double() * w).sum() for top, w in zip(tops, weights, strict=True)]
-        return torch.stack(sums).sum()
+        return objective(*inputs[:i], moved, *inputs[i + 1 :])
 
     with torch.no_grad():
-        found = difference(at, step)
+        found = difference(at, here, step)
     return Differences(*(part.cpu() for part in vars(found).values()))
 
 

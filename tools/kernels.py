@@ -5,7 +5,9 @@ No GPU is needed: NVRTC does it where CuPy has it, else nvcc.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import json
 import os
 import re
 import shutil
@@ -140,7 +142,8 @@ def compiler() -> str | None:
     help=f"Architectures, e.g. {','.join(ARCHITECTURES)}.",
 )
 @click.option("--with", "chosen", type=click.Choice(["nvrtc", "nvcc"]), help="Default: what is there.")
-def command(arch: str, chosen: str | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+def command(arch: str, chosen: str | None, as_json: bool) -> None:
     """Compile every kernel for every type; show registers, shared memory, stack and spills.
 
     \b
@@ -151,21 +154,37 @@ def command(arch: str, chosen: str | None) -> None:
     chosen = chosen or compiler()
     if chosen is None:
         raise click.ClickException("neither NVRTC (pip install 'cortado[cuda13]') nor nvcc is here")
-    wanted = list(builds(tuple(arch.split(","))))
+    architectures = tuple(arch.split(","))
+    for name in architectures:
+        if not re.fullmatch(r"sm_\d{2,3}[af]?", name):
+            raise click.UsageError(f'"{name}" is no architecture: {", ".join(ARCHITECTURES)} ...')
+    wanted = list(builds(architectures))
 
     def run(build: Build) -> list[Usage]:
         return usage(build, chosen)
 
-    head = ("kernel", "type", "constants", "arch", "registers", "shared", "stack", "spilled")
-    click.echo("{:34} {:13} {:12} {:7} {:>9} {:>7} {:>6} {:>7}".format(*head))
+    rows: list[dict[str, object]] = []
+    if not as_json:
+        head = ("kernel", "type", "constants", "arch", "registers", "shared", "stack", "spilled")
+        click.echo("{:34} {:13} {:12} {:7} {:>9} {:>7} {:>6} {:>7}".format(*head))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
             for build, kernels in zip(wanted, pool.map(run, wanted), strict=True):
-                for kernel in kernels:
+                rows += [_facts(build, kernel) for kernel in kernels]
+                for kernel in () if as_json else kernels:
                     click.echo(_row(build, kernel))
         except cuda.CudaError as error:
             pool.shutdown(cancel_futures=True)
             raise click.ClickException(str(error)) from None
+    if as_json:
+        click.echo(json.dumps(rows))
+
+
+def _facts(build: Build, kernel: Usage) -> dict[str, object]:
+    from cortado.layers._runtime.cuda import SCALARS
+
+    how = {"type": SCALARS[build.scalar], "constants": dict(build.constants), "arch": build.arch}
+    return how | dataclasses.asdict(kernel)
 
 
 def _row(build: Build, kernel: Usage) -> str:

@@ -153,13 +153,14 @@ def draw_net(
 
     Raises RuntimeError where Graphviz' ``dot`` is not installed, or refuses.
     """
-    text = get_dot(caffe_net, rankdir, phase=phase, display_lrm=display_lrm).encode()
+    graph = get_dot(caffe_net, rankdir, phase=phase, display_lrm=display_lrm).encode()
     if ext in ("raw", "dot", "gv"):
-        return text
+        return graph
     try:
-        done = subprocess.run(["dot", f"-T{ext}"], input=text, capture_output=True, check=True)
+        done = subprocess.run(["dot", f"-T{ext}"], input=graph, capture_output=True, check=True)
     except FileNotFoundError:
-        raise RuntimeError(f"{ext} pictures need Graphviz' program dot, which is not here") from None
+        text = f"{ext} pictures need Graphviz' program dot, which is not here; cortado draw needs none"
+        raise RuntimeError(text) from None
     except subprocess.CalledProcessError as error:
         raise RuntimeError(f"dot: {error.stderr.decode(errors='replace').strip()}") from None
     return done.stdout

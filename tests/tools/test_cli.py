@@ -16,6 +16,7 @@ import torch
 from cortado.nets.net import Net
 from cortado.nets.specs import path
 from cortado.nets.weights import save
+from cortado.tools import kernels
 from cortado.tools.cli import COMMANDS, main
 
 TINY = """
@@ -333,6 +334,21 @@ def test_a_users_module_that_imports_caffe(tmp_path, monkeypatch, capfd):
     assert (code, "--allow-python-layers" in err) == (2, True)
     code, out, _ = run(capfd, "check", "net.prototxt", "--allow-python-layers")
     assert (code, "outputs: y" in out) == (0, True)
+
+
+def test_kernels(capfd, monkeypatch):
+    if kernels.compiler() is None:
+        pytest.skip("neither NVRTC nor nvcc is here")
+    few = list(kernels.builds(("sm_80",), (torch.float32,)))[:1]
+    monkeypatch.setattr(kernels, "builds", lambda architectures: few)
+    code, out, _ = run(capfd, "kernels", "--arch", "sm_80", "--json")
+    rows = json.loads(out)
+    assert code == 0
+    assert rows[0].keys() == {"type", "constants", "arch", *kernels.Usage.__dataclass_fields__}
+    code, out, _ = run(capfd, "kernels", "--arch", "sm_80")
+    assert (code, len(out.splitlines())) == (0, 1 + len(rows))
+    code, _, err = run(capfd, "kernels", "--arch", "sm_80,ampere")
+    assert (code, '"ampere" is no architecture: sm_75' in err) == (2, True)
 
 
 def test_device_query(capfd):
