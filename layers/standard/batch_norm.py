@@ -101,7 +101,7 @@ class BatchNorm(Layer):
         if m == 1:  # exactly 0, which x / std - mean / std would miss
             self._update(x.detach().flatten(), torch.zeros_like(self.variance))
             return x - x
-        mean, variance = x.new_empty(2, len(self.mean))
+        mean, variance = x.new_zeros(2, len(self.mean))  # torch keeps 0 times what is there
         top = torch.batch_norm(x, None, None, mean, variance, True, 1.0, self.params.eps, False)
         self._update(mean, variance)
         return top

@@ -83,3 +83,15 @@ def test_refused_shapes() -> None:
     layer = BatchNorm(Params(), ((2, 3),))
     with pytest.raises(BlobError, match=r"^bottom \[2, 4\] has 4 channels, the statistics are of 3$"):
         layer(torch.zeros(2, 4))
+
+
+def test_statistics_owe_nothing_to_uninitialised_memory():
+    """torch's deterministic mode fills new memory with NaN."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        layer = BatchNorm(Params(use_global_stats=False), ((4, 3, 2, 2),))
+        layer(torch.randn(4, 3, 2, 2))
+    finally:
+        torch.use_deterministic_algorithms(before)
+    assert all(blob.isfinite().all() for blob in layer.blobs)
