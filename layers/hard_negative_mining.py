@@ -90,7 +90,7 @@ class Params:
     coordinate_offset: float = param(0.0, unit="image pixels", doc="where cell 0 lies in the image")
     index_base: int = param(0, low=0, high=1, doc="index of the first cell; 1 as released")
     pck_radii: tuple[float, ...] = param((10.0,), above=0, unit="image pixels")
-    seed: int | None = param(None, low=0, doc="of the random negatives; torch's generator if not given")
+    seed: int | None = param(None, low=0, wide=True, doc="of the random negatives; torch's generator if not given")
 
 
 class Tops(NamedTuple):

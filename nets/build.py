@@ -149,8 +149,8 @@ class _Builder:
             try:
                 self.built.layers.append(self.add(node))
             except SpecError as error:
-                self.errors.found.append(error)
                 self.failed.add(node.name)
+                self.errors.keep(error)
             except _ShapesUnknown:
                 self.failed.add(node.name)
         self.built.learnable = [blob.learnable() for blob in self.blobs]

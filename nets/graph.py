@@ -266,7 +266,7 @@ def _layer_fields(layer: Message, errors: Errors) -> LayerFields | None:
     try:
         return bind(LayerFields, layer, what="a layer", ignore=_of_its_type)
     except SpecError as error:
-        errors.found.append(error)
+        errors.keep(error)
     with suppress(SpecError):
         return bind(LayerFields, layer, ignore=lambda name: True)
     return None

@@ -81,7 +81,7 @@ class SolverParams:
     snapshot_after_train: bool = True
     weights: tuple[str, ...] = ()
     """Files to start from, of which the last wins; a name may hold several, separated by commas."""
-    random_seed: int = -1
+    random_seed: int = _field(-1, wide=True)
     train_state: StateFields = StateFields()
     test_state: tuple[StateFields, ...] = ()
     solver_mode: Mode | None = None

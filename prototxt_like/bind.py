@@ -2,8 +2,9 @@
 
 The dataclass is the schema. Its fields are ``int``, ``float``, ``bool``, ``str``, an ``Enum`` (by
 its members' names), another dataclass (a block), ``tuple[T, ...]`` of one of these (a repeated
-field) or ``T | None``. Their metadata may bound a number (``low``, ``high``, ``above``), give other
-spellings of the name (``aliases``) and say what it is (``doc``).
+field) or ``T | None``. Their metadata may bound a number (``low``, ``high``, ``above``), allow it to be
+``infinite`` or an integer to be ``wide`` (64 bits instead of 32), give other spellings of the name
+(``aliases``) and say what it is (``doc``). No number is NaN.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ Bound = tuple[str, Callable[[Any, Any], bool], float]
 _INTEGER = re.compile(r"[-+]?(?:0[xX][0-9a-fA-F]+|0|[1-9][0-9]*)")
 _NUMBER = re.compile(r"([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)[fF]?")
 _SPECIAL = re.compile(r"([-+]?)\.?(inf|infinity|nan)", re.IGNORECASE)
+FLOAT_MAX = 3.4028235677973366e38  # what does not round to float32's infinity lies below it
 _TRUE, _FALSE = ("true", "True", "t", "1"), ("false", "False", "f", "0")
 _BOUNDS = {
     "low": ("at least", operator.ge),
@@ -85,6 +87,8 @@ class _Slot:
     required: bool
     bounds: tuple[Bound, ...]
     doc: str
+    infinite: bool
+    wide: bool
 
     @property
     def kind(self) -> str:
@@ -122,11 +126,22 @@ class _Slot:
         found = READERS[self.type](value)
         if found is None:
             raise SpecError(f"{self.name}: expected {self.kind}, got {describe(value)}", value.span)
+        self.check_range(found, value)
         for words, fits, limit in self.bounds:
             if not fits(found, limit):
                 bound = f"{words} {limit:.12g}"
                 raise SpecError(f"{self.name} must be {bound}, got {value.text}", value.span)
         return found
+
+    def check_range(self, found: Any, value: Scalar) -> None:
+        if isinstance(found, float):
+            if math.isnan(found) or (math.isinf(found) and not self.infinite):
+                text = f"{self.name} must be a finite number, got {value.text}"
+                raise SpecError(text.replace("a finite ", "a ") if self.infinite else text, value.span)
+            if FLOAT_MAX < abs(found) < math.inf:
+                raise SpecError(f"{self.name}: {value.text} is too large for a float", value.span)
+        elif type(found) is int and not (self.wide or -(2**31) <= found < 2**32):
+            raise SpecError(f"{self.name}: {value.text} is out of the range of 32 bits", value.span)
 
 
 @cache
@@ -151,6 +166,8 @@ def _slot(field: dataclasses.Field[Any], hint: Any) -> _Slot:
         field.default is field.default_factory is dataclasses.MISSING,
         tuple((*_BOUNDS[name], limit) for name, limit in limits.items() if limit is not None),
         field.metadata.get("doc", ""),
+        bool(field.metadata.get("infinite")),
+        bool(field.metadata.get("wide")),
     )
 
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from . import prototxt, yaml_spec
+from . import prototxt, ranges, yaml_spec
 from .message import Field, Message, Scalar
 from .quotes import from_prototxt
-from .source import Errors, Source, SpecError
+from .source import MAX_FIELDS, Errors, Source, SpecError
 from .upgrade import Note, upgrade
 
 LOGGER = logging.getLogger("cortado.prototxt_like")
@@ -45,12 +45,13 @@ def _notation(path: str | Path) -> str:
 
 
 class _Reader:
-    """Reads one spec: collects the mistakes of all its files and counts the included ones."""
+    """Reads one spec: collects the mistakes of all its files, and counts the included ones and their
+    values."""
 
     def __init__(self) -> None:
         self.errors = Errors()
         self.notes: list[Note] = []
-        self.included = 0
+        self.included = self.size = 0
 
     def spec(self, source: Source, notation: str, within: tuple[Path, ...]) -> Message:
         message = self.read(source, notation, within)
@@ -61,11 +62,16 @@ class _Reader:
 
     def read(self, source: Source, notation: str, within: tuple[Path, ...]) -> Message:
         message = _PARSERS[notation](source)
+        self.size += message.size()
+        if self.size > MAX_FIELDS:
+            raise SpecError(f"more than {MAX_FIELDS:,} values with what is included", message.span)
         before = len(self.errors.found)
         if notation == "prototxt":
             message = self.errors.attempt(from_prototxt, message) or message
         if len(self.errors.found) == before:
             self.notes += self.errors.attempt(upgrade, message) or []
+        if len(self.errors.found) == before:
+            self.errors.attempt(ranges.check, message)
         self.resolve(message, within)
         return message
 

@@ -63,6 +63,10 @@ class Message:
         found = self.get(name)
         return found.value.text if found and isinstance(found.value, Scalar) else default
 
+    def size(self) -> int:
+        """Number of values, with those of the blocks inside."""
+        return sum(1 + f.value.size() if isinstance(f.value, Message) else 1 for f in self.fields)
+
     def add(self, name: str, value: Scalar | Message | str, span: Span | None = None) -> None:
         """Append a field; a plain string becomes a quoted scalar at the same place."""
         where = span or self.span

@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 
 from .message import Field, Message, Scalar
-from .source import MAX_DEPTH, Source, Span, SpecError
+from .source import MAX_DEPTH, MAX_FIELDS, Source, Span, SpecError
 
 _BLANK = re.compile(r"(?:[ \t\n\f\v]++|#[^\n]*+)*+")
 _WORD = re.compile(r"[\w./+-]+", re.ASCII)  # whatever could be meant as one name or number
@@ -51,7 +51,7 @@ class _Parser:
     def __init__(self, source: Source) -> None:
         self.source, self.text = source, source.text
         self.lines = [0, *(end.end() for end in re.finditer("\n", self.text))]
-        self.pos = 0
+        self.pos = self.count = 0
         self.skip(0)
 
     # Looking: every token is followed by skip, so that ``pos`` always stands at one.
@@ -132,6 +132,9 @@ class _Parser:
         return values
 
     def value(self, name: str, colon: bool, depth: int) -> Scalar | Message:
+        self.count += 1
+        if self.count > MAX_FIELDS:
+            raise SpecError(f"more than {MAX_FIELDS:,} values", self.span())
         if self.peek() in _CLOSING:
             return self.block(depth + 1)
         if not colon:

@@ -2,34 +2,21 @@
 
 Protobuf's text format has every string in quotes and no enum; YAML needs few of them. In the tree a
 quoted text is a string and nothing else, so quotes are only asked for, put or left out where the
-field is known: one of Caffe's messages, or of the few that nets have here besides. The blocks of other
-layers are left as they are.
+field is known (:mod:`~.kinds`). The blocks of other layers are left as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
 from io import StringIO
 from typing import Any
 
 import yaml
-from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
+from google.protobuf.descriptor import EnumDescriptor
 
-from . import schema
-from .message import Field, Message, Scalar, describe
+from .kinds import STRING, rewritten
+from .message import Message, Scalar, describe
 from .source import Errors, did_you_mean
 
-Rewrite = Callable[[str, Scalar, Any], Scalar]
-
-_STRING = "a string"
-_ANY = "*"
-_PAIRS = {_ANY: _STRING}
-_SIAMESE = {"suffix": _STRING, "input": _PAIRS, "output": _PAIRS, "layer": "LayerParameter"}
-_OURS: dict[str, dict[str, Any]] = {
-    "NetParameter": {"match_param": {"image": _STRING, "feature": _STRING}},
-    "LayerParameter": {"siamese": _SIAMESE, "include": _STRING, "twin_of": _STRING},
-}
 _RESOLVER = yaml.resolver.Resolver()
 _EMITTER = yaml.emitter.Emitter(StringIO(), allow_unicode=True)
 
@@ -42,19 +29,19 @@ def from_prototxt(message: Message) -> Message:
     errors = Errors()
 
     def rewrite(name: str, scalar: Scalar, kind: Any) -> Scalar:
-        if kind == _STRING and not scalar.quoted:
+        if kind == STRING and not scalar.quoted:
             errors.add(f"{name}: expected a string in quotes, got {describe(scalar)}", scalar.span)
-        elif isinstance(kind, EnumDescriptor):
+        elif enum := _enum(kind):
             if scalar.quoted:
-                hint = did_you_mean(scalar.text, kind.values_by_name)
+                hint = did_you_mean(scalar.text, enum.values_by_name)
                 got = describe(scalar)
                 errors.add(f"{name}: expected a name without quotes, got {got}", scalar.span, hint)
-            for value in kind.values:
+            for value in enum.values:
                 if scalar.text == str(value.number):
                     return Scalar(value.name, scalar.span)
         return scalar
 
-    made = _rewritten(message, _top(message), rewrite)
+    made = rewritten(message, rewrite)
     errors.check()
     return made
 
@@ -64,10 +51,10 @@ def for_prototxt(message: Message) -> Message:
 
     def rewrite(name: str, scalar: Scalar, kind: Any) -> Scalar:
         if _quotable(kind) and scalar.text:
-            return Scalar(scalar.text, scalar.span, quoted=kind == _STRING)
+            return Scalar(scalar.text, scalar.span, quoted=kind == STRING)
         return scalar
 
-    return _rewritten(message, _top(message), rewrite)
+    return rewritten(message, rewrite)
 
 
 def for_yaml(message: Message) -> Message:
@@ -76,13 +63,18 @@ def for_yaml(message: Message) -> Message:
     def rewrite(name: str, scalar: Scalar, kind: Any) -> Scalar:
         if not _quotable(kind) or not scalar.text:
             return scalar
-        return Scalar(scalar.text, scalar.span, quoted=kind == _STRING and not _plain(scalar.text))
+        return Scalar(scalar.text, scalar.span, quoted=kind == STRING and not _plain(scalar.text))
 
-    return _rewritten(message, _top(message), rewrite)
+    return rewritten(message, rewrite)
+
+
+def _enum(kind: Any) -> EnumDescriptor | None:
+    """The enum of a scalar's kind."""
+    return getattr(kind, "enum_type", None)
 
 
 def _quotable(kind: Any) -> bool:
-    return kind == _STRING or isinstance(kind, EnumDescriptor)
+    return kind == STRING or _enum(kind) is not None
 
 
 def _plain(text: str) -> bool:
@@ -90,45 +82,3 @@ def _plain(text: str) -> bool:
     tag = _RESOLVER.resolve(yaml.ScalarNode, text, (True, False))
     style = _EMITTER.analyze_scalar(text)
     return bool(tag == "tag:yaml.org,2002:str" and style.allow_flow_plain and not style.multiline)
-
-
-def _top(message: Message) -> str:
-    """Whether this is a solver or a net, by the names that it has."""
-    solver = _fields("SolverParameter")
-    return "SolverParameter" if all(field.name in solver for field in message) else "NetParameter"
-
-
-def _rewritten(message: Message, kind: Any, rewrite: Rewrite) -> Message:
-    fields = []
-    for field in message:
-        inner = _kind(kind, field.name, isinstance(field.value, Message))
-        value: Scalar | Message
-        if isinstance(field.value, Message):
-            value = _rewritten(field.value, inner, rewrite)
-        else:
-            value = rewrite(field.name, field.value, inner)
-        fields.append(Field(field.name, value, field.span))
-    return Message(message.span, fields)
-
-
-def _kind(outer: Any, name: str, block: bool) -> Any:
-    """What a field of a message is. For a block: a message's name, or a dictionary of what its fields
-    are; for a scalar: a string, an enum's descriptor; None for others, and where nothing is known."""
-    if isinstance(outer, dict):
-        return outer.get(name, outer.get(_ANY))
-    if outer is None:
-        return None
-    declared = _fields(outer).get(name)
-    if declared is not None and block == (declared.message_type is not None):
-        if declared.message_type:
-            return declared.message_type.name
-        is_string = declared.cpp_type == FieldDescriptor.CPPTYPE_STRING
-        return declared.enum_type or (_STRING if is_string else None)
-    ours = _OURS.get(outer, {}).get(name)
-    return ours if block == isinstance(ours, dict) else None
-
-
-@cache
-def _fields(name: str) -> dict[str, FieldDescriptor]:
-    """The fields of a message of Caffe's."""
-    return dict(schema.message(name).DESCRIPTOR.fields_by_name)

@@ -18,9 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from .files import open_file
+
 MAX_BYTES = 4 * 1024 * 1024
 MAX_DEPTH = 64
-MAX_ERRORS = 20
+MAX_FIELDS = 250_000  # of a spec, with all that it includes; a ResNet-1001 has 45,000
+MAX_SHOWN = 20  # errors
+MAX_ERRORS = 100  # after which nothing more is looked for
+MAX_NAMES = 5_000  # among which the closest is looked for
+MAX_LISTED = 100
 
 T = TypeVar("T")
 
@@ -45,7 +51,7 @@ class Source:
         source = cls(str(path), "")
         nowhere = Span(source, 1, 1)
         try:
-            with open(path, "rb") as file:
+            with open_file(path) as file:
                 raw = file.read(MAX_BYTES + 1)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             reason = getattr(error, "strerror", None) or str(error)
@@ -119,9 +125,11 @@ def _caret(line: str, column: int, width: int = 100) -> str:
 
 
 def _listing(errors: Sequence[SpecError]) -> str:
-    shown = [str(error) for error in errors[:MAX_ERRORS]]
-    if len(errors) > MAX_ERRORS:
-        shown.append(f"... and {len(errors) - MAX_ERRORS} more errors")
+    shown = [str(error) for error in errors[:MAX_SHOWN]]
+    if len(errors) >= MAX_ERRORS:
+        shown.append("... and more errors")
+    elif len(errors) > MAX_SHOWN:
+        shown.append(f"... and {len(errors) - MAX_SHOWN} more errors")
     return "\n".join(shown)
 
 
@@ -147,7 +155,8 @@ def _place(error: SpecError) -> tuple[str, int, int]:
 
 
 class Errors:
-    """Collects independent errors so that all are shown at once.
+    """Collects independent errors so that all are shown at once, or the first hundred: with one more
+    than that they are raised, as whoever finds so many looks at a file of another kind.
 
     >>> errors = Errors()
     >>> with errors.catch():
@@ -160,14 +169,20 @@ class Errors:
         self.found: list[SpecError] = []
 
     def add(self, message: str, span: Span | None = None, hint: str = "") -> None:
-        self.found.append(SpecError(message, span, hint))
+        self.keep(SpecError(message, span, hint))
+
+    def keep(self, error: SpecError) -> None:
+        """Collect an error that was raised."""
+        self.found.append(error)
+        if len(self.found) >= MAX_ERRORS:
+            raise together(self.found)
 
     def attempt(self, function: Callable[..., T], *args: object, **kwargs: object) -> T | None:
         """Call the function; a SpecError is kept and None returned."""
         try:
             return function(*args, **kwargs)
         except SpecError as error:
-            self.found.append(error)
+            self.keep(error)
             return None
 
     def catch(self) -> _Catch:
@@ -188,14 +203,16 @@ class _Catch:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         if isinstance(error, SpecError):
-            self.errors.found.append(error)
+            self.errors.keep(error)
             return True
         return False
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """The known name most like this one, or "" when none is near."""
+    """The known name most like this one, or "" when none is near, or there are thousands."""
     names = list(known)
+    if len(names) > MAX_NAMES:
+        return ""
     folded = {other.lower(): other for other in names}
     match = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.6)
     return folded[match[0]] if match else ""
@@ -205,5 +222,6 @@ def did_you_mean(name: str, known: Iterable[str], what: str = "accepted") -> str
     """``did you mean "x"? accepted: x, y`` for an unknown name."""
     names = sorted(set(known))
     near = closest(name, names)
-    listing = f"{what}: {', '.join(names)}" if names else f"{what}: none"
+    more = ", ..." if len(names) > MAX_LISTED else ""
+    listing = f"{what}: {', '.join(names[:MAX_LISTED]) or 'none'}{more}"
     return f'did you mean "{near}"? {listing}' if near else listing

@@ -312,7 +312,8 @@ def _inputs(message: Message) -> Iterator[Note]:
     else:
         alone = '"input" without a shape' if names else f'"{kind}" without "input"'
         note = f"{alone} is an old form that makes no blob, and is passed over"
-    message.fields = [field for field in message if not any(field is each for each in old)]
+    passed = set(map(id, old))
+    message.fields = [field for field in message if id(field) not in passed]
     yield Note(note, old[0].span)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from .message import Field, Message, Scalar, describe
-from .source import MAX_DEPTH, Errors, Source, Span, SpecError, did_you_mean
+from .source import MAX_DEPTH, MAX_FIELDS, Errors, Source, Span, SpecError, did_you_mean
 
 MAX_EXPANDED = 100_000  # nodes that the aliases of a file stand for, all together
 
@@ -50,7 +50,7 @@ class _Reader:
         self.events: Iterator[yaml.Event] = yaml.parse(source.text, Loader=_LOADER)
         self.errors = Errors()
         self.anchors: dict[str, Value] = {}
-        self.expanded = 0
+        self.count = self.expanded = 0
 
     def document(self) -> Message:
         if found := _UNPRINTABLE.search(self.source.text):
@@ -95,6 +95,9 @@ class _Reader:
     def node(self, event: yaml.Event, depth: int) -> Value:
         span = self.span(event)
         _limit(depth, span)
+        self.count += 1
+        if self.count > MAX_FIELDS:
+            raise SpecError(f"more than {MAX_FIELDS:,} values", span)
         if isinstance(event, yaml.AliasEvent):
             return self.alias(event.anchor or "", span, depth)
         assert isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent)

@@ -7,6 +7,7 @@ The spec's ``<type>_param`` block binds to the layer's ``Params`` by these decla
 from __future__ import annotations
 
 import dataclasses
+import math
 import operator
 from collections.abc import Callable
 from enum import Enum
@@ -26,13 +27,17 @@ def param(
     doc: str = "",
     aliases: tuple[str, ...] = (),
     factory: Callable[[], Any] | None = None,
+    infinite: bool = False,
+    wide: bool = False,
 ) -> Any:
     """A field of ``Params``. Without ``default`` or ``factory`` the spec must give it.
 
     ``low`` and ``high`` are inclusive bounds (of each element of a repeated field), ``above`` an
-    exclusive lower one; ``aliases`` are other spellings a spec may use.
+    exclusive lower one; ``aliases`` are other spellings a spec may use. A float is finite unless it may
+    be ``infinite``; an integer has 32 bits unless it is ``wide``.
     """
     metadata = {"low": low, "high": high, "above": above, "unit": unit, "doc": doc, "aliases": aliases}
+    metadata |= {"infinite": infinite, "wide": wide}
     if factory is not None:
         return dataclasses.field(default_factory=factory, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -45,6 +50,11 @@ def valid(params: P) -> P:
     """
     for field in dataclasses.fields(cast(Any, params)):
         value = getattr(params, field.name)
+        for x in value if isinstance(value, tuple) else (value,):
+            if isinstance(x, float) and not (
+                math.isfinite(x) or (x == x and field.metadata.get("infinite"))
+            ):
+                raise ValueError(f"{field.name}: expected a finite number, got {x}")
         for bound, word, fits in _BOUNDS:
             limit = field.metadata.get(bound)
             for x in value if isinstance(value, tuple) else (value,):
@@ -69,7 +79,7 @@ class NoParams:
 class BlobShape:
     """A ``shape`` block."""
 
-    dim: tuple[int, ...] = param((), low=0)
+    dim: tuple[int, ...] = param((), low=0, wide=True)
 
 
 class Engine(Enum):

@@ -47,7 +47,7 @@ class ViewParams:
     gamma: float = param(0.25, low=0, doc="log of the exponent, +-")
     color: float = param(0.08, low=0, doc="log of each channel's gain, +-")
     noise: float = param(0.02, low=0, unit="full ranges", doc="largest standard deviation")
-    seed: int = param(-1, doc="-1: drawn when the net is built")
+    seed: int = param(-1, wide=True, doc="-1: drawn when the net is built")
     transform_param: TransformParams = param(factory=lambda: TransformParams(crop_size=192))
 
     @property

@@ -122,8 +122,9 @@ def test_every_prototxt_of_caffe_is_read() -> None:
     assert SHARED
     paths = sorted(SHARED.rglob("*.prototxt"))
     assert len(paths) > 300
+    refused = ("solver_type_and_enum.prototxt", "uint32_range")  # as Caffe refuses them
     for path in paths:
-        if path.name == "solver_type_and_enum.prototxt":  # the old and the new form: Caffe aborts, too
+        if not set(refused).isdisjoint(path.parts):
             continue
         tree = load(path)
         assert same(tree, loads(prototxt.dump(tree), notation="prototxt"))

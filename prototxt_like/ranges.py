@@ -1,0 +1,31 @@
+"""Integers in the range of their fields, by Caffe's own message definitions."""
+
+from __future__ import annotations
+
+from google.protobuf.descriptor import FieldDescriptor
+
+from .bind import READERS
+from .kinds import scalars
+from .message import Message
+from .source import Errors
+
+_RANGES = {
+    FieldDescriptor.CPPTYPE_INT32: ("an int32", -(2**31), 2**31 - 1),
+    FieldDescriptor.CPPTYPE_UINT32: ("a uint32", 0, 2**32 - 1),
+    FieldDescriptor.CPPTYPE_INT64: ("an int64", -(2**63), 2**63 - 1),
+}
+
+
+def check(message: Message) -> None:
+    """Raises :class:`~.source.SpecError` at each integer that its field cannot hold, as protobuf does.
+
+    What is no integer at all is left to whoever reads the field.
+    """
+    errors = Errors()
+    for name, scalar, kind in scalars(message):
+        range = _RANGES.get(getattr(kind, "cpp_type", None))
+        value = errors.attempt(READERS[int], scalar) if range else None
+        if range and value is not None and not range[1] <= value <= range[2]:
+            text = f"{name}: {scalar.text} is out of the range of {range[0]}, {range[1]} to {range[2]}"
+            errors.add(text, scalar.span)
+    errors.check()
