@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
+from cortado.layers._runtime import hdf5_file
 from cortado.prototxt_like.wire import Array
 
 from .stored import Stored
@@ -24,26 +24,17 @@ def is_hdf5(path: Path) -> bool:
 def read(path: Path) -> list[Stored]:
     """The layers of a file, their blobs as datasets that are read when they are used.
 
-    Raises ValueError for another kind of file, FileNotFoundError for none.
+    Raises ValueError for another kind of file or a damaged one, FileNotFoundError for none.
     """
-    import h5py
-
     layers: dict[str, Stored] = {}
-
-    def visit(name: str, item: Any) -> None:
+    data = hdf5_file.member(path, hdf5_file.open_hdf5(path), "data")
+    for name, blob in hdf5_file.datasets(path, data):
         layer, _, index = name.rpartition("/")
-        if isinstance(item, h5py.Dataset):
-            if not index.isdecimal():
-                raise ValueError(f'{path}: not a Caffe model: "data/{name}" is no index of a blob')
-            layers.setdefault(layer, Stored(layer, {}, owners_only=True)).blobs[int(index)] = item
-
-    try:
-        data = h5py.File(path, "r")["data"]
-        data.visititems(visit)
-    except FileNotFoundError:
-        raise
-    except (OSError, KeyError, RuntimeError, AttributeError) as error:
-        raise ValueError(f"{path}: not a Caffe model in HDF5: {error}") from None
+        if not (index.isdecimal() and index.isascii() and len(index) < 10):
+            raise ValueError(f'{path}: not a Caffe model: "data/{name}" is no index of a blob')
+        hdf5_file.expect_numbers(path, name, blob)
+        hdf5_file.expect_readable(path, name, blob)
+        layers.setdefault(layer, Stored(layer, {}, owners_only=True)).blobs[int(index)] = blob
     return list(layers.values())
 
 

@@ -13,19 +13,20 @@ import numpy as np
 import torch
 from cortado.layers import extract_feature, knn
 from cortado.layers._runtime.transform import TransformParams, blob
-from cortado.prototxt_like import load
 from cortado.prototxt_like.bind import bind
 from cortado.prototxt_like.message import Message
 from cortado.prototxt_like.source import SpecError
 
 from .net import Net
+from .specs import load
 
 
 class Matcher:
     """Nearest neighbours in the feature space of a net.
 
-    spec: a spec file or its message, with ``match_param``, whose stage ``deploy`` takes the images
-    from Input layers. weights: a file that :func:`cortado.nets.weights.load` reads, or None.
+    spec: a spec file, its name if it comes with cortado, or its message, with ``match_param``, whose
+    stage ``deploy`` takes the images from Input layers. weights: a file that
+    :func:`cortado.nets.weights.load` reads, or None.
     seed: of the fillers. device: where the net runs. Images are arrays [H, W] or [H, W, 3], RGB,
     uint8 or floats in 0..1; points are (x, y) in their pixels.
 

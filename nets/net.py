@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from cortado.layers._runtime.checks import BlobError, Shape
 from cortado.layers._runtime.layer import Layer
-from cortado.prototxt_like import load
 from cortado.prototxt_like.message import Message
 from cortado.prototxt_like.source import Span, did_you_mean
 from torch import nn
@@ -20,6 +19,7 @@ from .build import Built, LearnableBlob, blob_names, build
 from .cost import LayerFacts, facts
 from .graph import MatchParams, State
 from .in_place import Memories, Places, places
+from .specs import load
 
 if TYPE_CHECKING:
     from .weights import Report
@@ -78,7 +78,7 @@ class Step:
             raise self.error(error.named(blob_names(type(self.layer), self.bottoms))) from error
         except (ValueError, TypeError) as error:
             raise self.error(str(error)) from error
-        except RuntimeError as error:
+        except Exception as error:
             error.add_note(f'in layer "{self.name}" ({self.span.place})')
             raise
         return (out,) if isinstance(out, torch.Tensor) else out
@@ -103,7 +103,8 @@ class _Refusal(torch.autograd.Function):
 class Net(nn.Module):
     """A net built from a spec for one phase, "TRAIN" or "TEST".
 
-    ``spec`` is a path (to YAML or prototxt, by its suffix) or a message. The state's ``level``
+    ``spec`` is a path (to YAML or prototxt, by its suffix), the name of one that comes with cortado
+    ("ucn_hn"), or a message. The state's ``level``
     and ``stages`` choose layers by their include and exclude rules. Fillers draw from a generator
     seeded by ``seed``, or from torch's own if it is None. ``weights`` is a file to load
     (:func:`cortado.nets.weights.load`); ``net.report`` says what was filled.
@@ -192,19 +193,24 @@ class Net(nn.Module):
         return self.graph.match
 
     def forward(
-        self, inputs: Mapping[str, torch.Tensor] | None = None, /, *, keep: Keep = (), **named: Any
+        self,
+        inputs: Mapping[str, torch.Tensor] | torch.Tensor | None = None,
+        /,
+        *,
+        keep: Keep = (),
+        **named: Any,
     ) -> Blobs:
         """Run every layer and give the net's outputs with their ``loss``.
 
-        The tensors of the ``Input`` layers are given by blob name, in a mapping or as keywords; any
-        shape that the layers accept will do, whatever the spec's own. Blobs are released when no
-        layer needs them any more, except those named in ``keep`` (True: all of them).
+        The tensors of the ``Input`` layers are given by blob name, in a mapping or as keywords, or as
+        the one argument of a net with one input; any shape that the layers accept will do, whatever
+        the spec's own. Blobs are released when no layer needs them any more, except those named in
+        ``keep`` (True: all of them).
 
-        Raises :class:`LayerError` where a layer refuses what it gets, TypeError for a missing or
-        unknown input.
+        Raises :class:`LayerError` where a layer refuses what it gets, TypeError for an input that is
+        missing, unknown or no tensor.
         """
-        given: dict[str, torch.Tensor] = {**(inputs or {}), **named}
-        self._check_inputs(given)
+        given = self._given(inputs, named)
         given.update({name: _with_gradient(given[name]) for name in self._wanted})
         kept = keep if isinstance(keep, bool) else frozenset(keep)
         plan = self._plan(kept)
@@ -239,16 +245,33 @@ class Net(nn.Module):
             tops = tuple(top.to(self.device) for top in tops)
         blobs.update(zip(step.tops, tops, strict=False))
 
-    def _check_inputs(self, given: Mapping[str, torch.Tensor]) -> None:
+    def _given(self, inputs: Any, named: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """The inputs by name; raises TypeError unless they are the net's, and tensors."""
+        if isinstance(inputs, torch.Tensor):
+            if len(self.inputs) != 1:
+                names = ", ".join(f"{name}=..." for name in self.inputs)
+                how = f"they are given by name, net({names})" if names else "call net()"
+                raise TypeError(f"the net has {len(self.inputs)} inputs: {how}")
+            inputs = {self.inputs[0]: inputs}
+        elif not isinstance(inputs, Mapping | None):
+            raise TypeError(f"expected inputs by name, or one torch.Tensor, got {_kind(inputs)}")
+        given = {**(inputs or {}), **named}
         for name in self.inputs:
             if name not in given:
                 listing = ", ".join(self.inputs)
                 raise TypeError(f'the net needs the input "{name}" (its inputs: {listing})')
+            if not isinstance(given[name], torch.Tensor):
+                hint = (
+                    " (torch.from_numpy makes one of it)" if hasattr(given[name], "__array__") else ""
+                )
+                got = f"{_kind(given[name])}{hint}"
+                raise TypeError(f'input "{name}": expected a torch.Tensor, got {got}')
         if len(given) > len(self.inputs):
             name = next(name for name in given if name not in self.inputs)
             raise TypeError(
                 f'the net has no input "{name}": {did_you_mean(name, self.inputs, "inputs")}'
             )
+        return given
 
     def _plan(self, keep: bool | frozenset[str]) -> list[tuple[str, ...]]:
         """For each step, the blobs that nothing needs after it."""
@@ -330,6 +353,11 @@ def _inputs_with_gradient(steps: list[Step]) -> tuple[str, ...]:
         if down
     }
     return tuple(sorted(inputs & wanted))
+
+
+def _kind(value: Any) -> str:
+    kind = type(value)
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
 
 
 def _weighted(top: torch.Tensor, weight: float) -> torch.Tensor:

@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from cortado.layers._runtime import parallel
-from cortado.prototxt_like import load
 from cortado.prototxt_like.bind import bind
 from cortado.prototxt_like.message import Message
 from cortado.prototxt_like.source import SpecError
@@ -33,6 +32,7 @@ from .graph import StateFields, merged
 from .net import Blobs, Net
 from .solver_params import Source, read_params, sources
 from .solver_state import SolverState, read_state, write_state
+from .specs import load
 from .training import Autocast, LossOf
 from .updates import POLICIES, RULES
 from .weights import load as load_weights
@@ -55,14 +55,15 @@ class Action(enum.Enum):
 class Solver:
     """Trains the net of a solver spec.
 
-    ``spec`` is a path or message; the nets it names are looked for beside it, then in the working
-    directory. ``feed`` gives the inputs of the n-th forward pass, for nets with ``Input`` layers
-    (``test_feed`` those of the n-th pass of a test). ``weights`` is a file to start from, or several
-    separated by commas, instead of the spec's. ``on_iteration(solver, loss)`` is called after each
-    update, ``on_test(solver, n, means)`` with the mean outputs of the n-th test net after each test.
-    ``action()`` is asked after each iteration and before each pass of a test whether to stop or to
-    write a snapshot (:class:`~cortado.nets.signals.Signals`). Further keywords override the spec's
-    fields (``max_iter=100``). Messages, Caffe's lines, go to the logger ``cortado.solver``.
+    ``spec`` is a path, a name or a message, as a :class:`~.net.Net`'s; the nets it names are looked
+    for beside it, then in the working directory. ``feed`` gives the inputs of the n-th forward pass,
+    for nets with ``Input`` layers (``test_feed`` those of the n-th pass of a test). ``weights`` is a
+    file to start from, or several separated by commas, instead of the spec's. ``on_iteration(solver,
+    loss)`` is called after each update, ``on_test(solver, n, means)`` with the mean outputs of the
+    n-th test net after each test. ``action()`` is asked after each iteration and before each pass of a
+    test whether to stop or to write a snapshot (:class:`~cortado.nets.signals.Signals`). Further
+    keywords override the spec's fields (``max_iter=100``). Messages, Caffe's lines, go to the logger
+    ``cortado.solver``.
 
     Functions in ``before_forward`` are called before each iteration, those in ``gradients_ready``
     between its backward pass and the update.

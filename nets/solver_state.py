@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from cortado.layers._runtime import hdf5_file
 from cortado.prototxt_like import SpecError, wire
 from cortado.prototxt_like.files import replace_file
 
@@ -45,20 +46,39 @@ def write_state(path: Path, state: SolverState) -> None:
 
 
 def _read_hdf5(path: Path) -> SolverState:
-    import h5py
-
     try:
-        with h5py.File(path, "r") as file:
-            history = file["history"]
+        with hdf5_file.open_hdf5(path) as file, hdf5_file.reading(path):
+            extra = _numbers(path, file, "cortado") if "cortado" in file else np.zeros(0)
+            history = hdf5_file.member(path, file, "history")
             return SolverState(
-                file["iter"][()].item(),
-                file["learned_net"][()].decode() if "learned_net" in file else "",
-                file["current_step"][()].item(),
-                [history[str(i)][()] for i in range(len(history))],
-                bytes(file["cortado"][()]) if "cortado" in file else b"",
+                _integer(path, file, "iter"),
+                _text(path, file) if "learned_net" in file else "",
+                _integer(path, file, "current_step"),
+                [_numbers(path, history, str(i)) for i in range(len(history))],
+                extra.astype(np.uint8).tobytes(),
             )
-    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise SpecError(f"{path}: not a solver's state: {error}") from None
+    except ValueError as error:
+        raise SpecError(f"not a solver's state: {error}") from None
+
+
+def _numbers(path: Path, file: Any, name: str) -> npt.NDArray[Any]:
+    data = hdf5_file.member(path, file, name)
+    hdf5_file.expect_numbers(path, name, data)
+    return np.asarray(data[()])
+
+
+def _integer(path: Path, file: Any, name: str) -> int:
+    value = _numbers(path, file, name)
+    if value.size != 1 or value.dtype.kind not in "iu" or value.item() < 0:
+        raise ValueError(f'{path}: "{name}" is no count')
+    return int(value.item())
+
+
+def _text(path: Path, file: Any) -> str:
+    value = hdf5_file.member(path, file, "learned_net")[()]
+    if not isinstance(value, bytes):
+        raise ValueError(f'{path}: "learned_net" is no text')
+    return value.decode()
 
 
 def _write_hdf5(path: Path, state: SolverState) -> None:

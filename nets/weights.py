@@ -15,10 +15,11 @@ A file with another suffix, or none, is read as Caffe's.
 from __future__ import annotations
 
 import dataclasses
-import pickle
+import json
+import math
 import re
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ import numpy as np
 import torch
 from cortado.layers._runtime.checks import Shape
 from cortado.layers._runtime.layer import Layer
-from cortado.prototxt_like.files import replace_file
+from cortado.prototxt_like.files import open_file, replace_file
 from cortado.prototxt_like.schema import encode, enum, message
 from cortado.prototxt_like.source import Errors, SpecError
 from cortado.prototxt_like.wire import Array, read_net, write_net
@@ -106,9 +107,9 @@ def save(net: Net, path: str | Path) -> None:
     elif path.suffix == ".safetensors":
         from safetensors.torch import save_file
 
-        replace_file(path, lambda beside: save_file(_state(net), beside))
+        replace_file(path, lambda beside: _write(save_file, _state(net), beside))
     elif path.suffix in (".pth", ".pt"):
-        replace_file(path, lambda beside: torch.save(_state(net), beside))
+        replace_file(path, lambda beside: _write(torch.save, _state(net), beside))
     else:
         raise ValueError(f"{path}: weights are saved as .caffemodel, .h5, .safetensors or .pth")
 
@@ -145,6 +146,14 @@ def share(net: Net, owner: Net) -> None:
 
 
 # Writing
+
+
+def _write(save: Callable[[Any, Path], object], state: dict[str, torch.Tensor], path: Path) -> None:
+    """Save by a library; raises OSError where it cannot write, whatever the library's own error."""
+    try:
+        save(state, path)
+    except (RuntimeError, SafetensorError) as error:
+        raise OSError(str(error).splitlines()[0]) from error
 
 
 def _head(net: Net, made: BuiltLayer) -> Any:
@@ -203,17 +212,40 @@ def _read(path: Path, shapes: Shapes) -> list[Stored]:
 
 
 def _read_state(path: Path) -> dict[str, torch.Tensor]:
+    open_file(path).close()
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path}: not a file of weights: {error}") from None
-    if not isinstance(state, dict) or not all(map(torch.is_tensor, state.values())):
-        raise ValueError(f"{path}: not a state_dict of tensors")
+    except Exception as error:  # torch.load documents none: zip, pickle and key errors among others
+        why = str(error).split("\n")[0] or type(error).__name__
+        raise ValueError(f"{path}: not a file of weights: {why}") from None
+    if not isinstance(state, dict):
+        raise ValueError(f"{path}: expected a state_dict, got {type(state).__name__}")
+    for key, value in state.items():
+        _expect_plain(path, key, value)
     return state
+
+
+def _expect_plain(path: Path, key: object, value: object) -> None:
+    """Raises ValueError unless it is a name with a tensor of plain numbers."""
+    if not isinstance(key, str):
+        raise ValueError(f"{path}: not a state_dict: its key {key!r} is no name")
+    if not isinstance(value, torch.Tensor):
+        inner = isinstance(value, dict) and value and all(map(torch.is_tensor, value.values()))
+        hint = ", which seems to be one: save that alone" if inner else ""
+        got = f'"{key}" is {type(value).__name__}{hint}'
+        raise ValueError(f"{path}: not a state_dict of tensors: {got}")
+    kinds = {
+        "sparse": value.layout is not torch.strided,
+        "quantized": value.is_quantized,
+        "meta": value.is_meta,
+        "complex": value.is_complex(),
+    }
+    if kind := next((name for name, true in kinds.items() if true), ""):
+        raise ValueError(f'{path}: "{key}" is a {kind} tensor: expected plain numbers')
 
 
 def _layers_of(state: dict[str, torch.Tensor]) -> list[Stored]:
@@ -240,15 +272,24 @@ def _match(net: Net, made: BuiltLayer, stored: Stored, file: str) -> list[tuple[
             f"{made.node} has {len(names)} blobs {_shown(shapes)}, "
             f"{file} has {len(theirs)} {_shown(theirs)}",
             made.node.span,
+            "to learn the layer from scratch, rename it",
         )
     errors = Errors()
     for i, values in given.items():
         shape, owner = tuple(values.shape), net.learnable[made.blobs[i]].parameter
         if not _fits(shape, shapes[i]) and shape != tuple(owner.shape):
             text = f"{made.node}: {names[i]} is {list(shapes[i])}, in {file} {list(shape)}"
-            errors.add(text, made.node.span)
+            errors.add(text, made.node.span, _ways_out(made, i, shape, shapes[i]))
     errors.check()
     return [(made.blobs[i], values) for i, values in given.items()]
+
+
+def _ways_out(made: BuiltLayer, i: int, stored: Shape, wanted: Shape) -> str:
+    hint = "to learn the layer from scratch, rename it"
+    if math.prod(stored) == math.prod(wanted):
+        name = json.dumps(made.node.name)
+        hint += f"; to keep its values as they lie, copy them yourself into net.params[{name}][{i}]"
+    return hint
 
 
 def _enough(net: Net, made: BuiltLayer, stored: Stored, given: Collection[int]) -> bool:

@@ -9,7 +9,7 @@ from .kinds import scalars
 from .message import Message
 from .source import Errors
 
-_RANGES = {
+_RANGES: dict[int | None, tuple[str, int, int]] = {
     FieldDescriptor.CPPTYPE_INT32: ("an int32", -(2**31), 2**31 - 1),
     FieldDescriptor.CPPTYPE_UINT32: ("a uint32", 0, 2**32 - 1),
     FieldDescriptor.CPPTYPE_INT64: ("an int64", -(2**63), 2**63 - 1),
@@ -25,7 +25,9 @@ def check(message: Message) -> None:
     for name, scalar, kind in scalars(message):
         range = _RANGES.get(getattr(kind, "cpp_type", None))
         value = errors.attempt(READERS[int], scalar) if range else None
-        if range and value is not None and not range[1] <= value <= range[2]:
-            text = f"{name}: {scalar.text} is out of the range of {range[0]}, {range[1]} to {range[2]}"
-            errors.add(text, scalar.span)
+        if range and isinstance(value, int):
+            what, low, high = range
+            if not low <= value <= high:
+                text = f"{name}: {scalar.text} is out of the range of {what}, {low} to {high}"
+                errors.add(text, scalar.span)
     errors.check()

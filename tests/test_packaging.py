@@ -54,7 +54,7 @@ def test_wheel_works_from_any_folder(installed, tmp_path):
 
 def test_wheel_has_the_command_and_every_spec(installed, tmp_path):
     (entry,) = installed.glob("*.dist-info/entry_points.txt")
-    assert "cortado = cortado.tools.cli:main" in entry.read_text()
+    assert "cortado = cortado.__main__:main" in entry.read_text()
     shipped = {path.name for path in (installed / "cortado/nets/specs").glob("*.yaml")}
     assert shipped == {path.name for path in (ROOT / "nets/specs").glob("*.yaml")}
     spec = str(installed / "cortado/nets/specs/ucn_demo_hn.yaml")

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from .comparison import compare
-from .options import device_options, the_device
+from .options import device_options, plugins, the_device
 from .results import (
     COMPILED,
     NO_GRADIENT,
@@ -63,7 +63,7 @@ def _alternatives(context: click.Context, option: click.Parameter, text: str) ->
 @click.option("--iterations", type=click.IntRange(1), help="So many rounds instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print a CSV file.")
-@click.option("--plugin", multiple=True, type=click.Path(exists=True), help="A file of your layers.")
+@plugins
 @device_options
 def command(
     layers: tuple[str, ...],
@@ -74,7 +74,6 @@ def command(
     iterations: int | None,
     as_json: bool,
     as_csv: bool,
-    plugin: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Measure every layer, or those named, on its own samples; exit code 1 if one of them fails.
@@ -100,8 +99,6 @@ def command(
 
     if as_json and as_csv:
         raise click.UsageError("--json or --csv, not both")
-    for path in plugin:
-        registry.load_plugin(path)
     kinds = list(dict.fromkeys(subjects.layer_class(name) for name in layers))
     kinds = kinds or [entry.layer for entry in registry.entries()]
     device = the_device(options)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import python_layers, state_options
+from .options import plugins, python_layers, state_options
 
 if TYPE_CHECKING:
     from cortado.layers._runtime.reach import Length
@@ -25,10 +25,8 @@ if TYPE_CHECKING:
 @click.option("--no-shapes", is_flag=True, help="The wiring alone, of any layer types.")
 @click.option("--expand", is_flag=True, help="Print the spec with its Siamese twins written out.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, of mistakes too.")
-@click.option(
-    "--plugin", multiple=True, type=click.Path(exists=True), help="A file of your own layers."
-)
 @python_layers
+@plugins
 def command(
     spec: str,
     phase: str,
@@ -37,7 +35,6 @@ def command(
     no_shapes: bool,
     expand: bool,
     as_json: bool,
-    plugin: tuple[str, ...],
     allow_python_layers: bool,
 ) -> None:
     """Show what SPEC makes of its layers, or all its mistakes at their places (exit code 2).
@@ -51,7 +48,7 @@ def command(
     cortado check train_val.prototxt --phase TRAIN --no-shapes
     """
     from cortado.nets.graph import State
-    from cortado.prototxt_like import load
+    from cortado.nets.specs import load
     from cortado.prototxt_like.source import SpecError
 
     state = State(phase.upper(), level, stages)
@@ -64,7 +61,7 @@ def command(
         elif no_shapes:
             _wiring(message, state, as_json)
         else:
-            _whole(message, state, plugin, allow_python_layers, as_json)
+            _whole(message, state, allow_python_layers, as_json)
     except SpecError as error:
         if not as_json:
             raise
@@ -82,15 +79,11 @@ def _wiring(message: Message, state: State, as_json: bool) -> None:
         show_wiring(wired)
 
 
-def _whole(
-    message: Message, state: State, plugin: Sequence[str], allow_python_layers: bool, as_json: bool
-) -> None:
-    from cortado.layers._runtime import dispatch, registry
+def _whole(message: Message, state: State, allow_python_layers: bool, as_json: bool) -> None:
+    from cortado.layers._runtime import dispatch
     from cortado.nets.build import build
     from cortado.nets.cost import facts, mismatches
 
-    for path in plugin:
-        registry.load_plugin(path)
     built = build(message, state, allow_python_layers=allow_python_layers, values=False)
     layers = facts(built)
     notes = mismatches(built.graph.match, layers)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import io
+import re
 import sys
 from typing import Any
 
@@ -20,6 +22,7 @@ COMMANDS = (
     "gradcheck",
     "kernels",
     "match",
+    "specs",
     "test",
     "time",
     "train",
@@ -62,13 +65,42 @@ def main(args: list[str] | None = None) -> Any:
     """Run a command; a user's mistake prints its message and exits with 2."""
     from .options import modern
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may lack a name's characters
+            stream.reconfigure(errors="backslashreplace")
     try:
         return cli(args=modern(sys.argv[1:] if args is None else args), prog_name="cortado")
     except Exception as error:
-        from cortado.prototxt_like.source import SpecError
-
-        known = (SpecError, LookupError, OSError, ValueError, FloatingPointError)
-        if not isinstance(error, known) or isinstance(error, (KeyError, IndexError)):
+        text = explained(error)
+        if not text:
             raise  # a mistake of ours, not the user's
-        click.echo(str(error) if isinstance(error, SpecError) else f"error: {error}", err=True)
+        click.echo(text, err=True)
         sys.exit(2)
+
+
+def explained(error: Exception) -> str:
+    """What the user is told of an error that is not a mistake of ours; "" for one that is."""
+    from cortado.prototxt_like.source import SpecError
+
+    place = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
+    if "cortado.layers.standard.python" in sys.modules:
+        from cortado.layers.standard.python import users_lines
+
+        if lines := users_lines(error):
+            where = place or re.sub(r"(layer \".*?\" \(.*?\): )?.*", r"\1", str(error), flags=re.DOTALL)
+            return f"error: {where}{lines}"
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and _MEMORY.search(str(error))
+    ):
+        return (
+            f"error: {place}out of memory: {str(error).splitlines()[0]}"
+            if str(error)
+            else "error: out of memory"
+        )
+    known = (SpecError, LookupError, OSError, ValueError, FloatingPointError)
+    if not isinstance(error, known) or isinstance(error, (KeyError, IndexError)):
+        return ""
+    return str(error) if isinstance(error, SpecError) else f"error: {error}"
+
+
+_MEMORY = re.compile(r"can't allocate memory|out of memory|not enough memory", re.IGNORECASE)

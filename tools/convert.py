@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .options import python_layers, state_options
+from .options import plugins, python_layers, state_options
 
 SPECS = (".prototxt", ".yaml", ".yml")
 WEIGHTS = (".caffemodel", ".h5", ".safetensors", ".pth", ".pt")
@@ -20,6 +20,7 @@ WEIGHTS = (".caffemodel", ".h5", ".safetensors", ".pth", ".pt")
 @click.option("--net", type=click.Path(), help="For weights: the net they belong to.")
 @state_options
 @python_layers
+@plugins
 def command(source: str, target: str, net: str | None, **options: Any) -> None:
     """Write SOURCE as TARGET, in the notation of TARGET's suffix.
 
@@ -51,7 +52,7 @@ def write_spec(source: str | Path, target: str | Path) -> None:
 
     Raises :class:`~cortado.prototxt_like.source.SpecError` for mistakes in the source.
     """
-    from cortado.prototxt_like import load
+    from cortado.nets.specs import load
     from cortado.prototxt_like.files import replace_file
 
     message = load(source)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -36,6 +35,8 @@ def command(out: str, iterations: int | None) -> None:
     \b
     cortado demo --out demo_out
     """
+    from cortado.prototxt_like.files import replace_file
+
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {"tests": {}, "training": {}, "peak_rss_mib": 0}
@@ -56,7 +57,8 @@ def command(out: str, iterations: int | None) -> None:
                 )
     report["peak_rss_mib"] = peak_rss_mib()
     draw_training(folder, report)
-    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(report, indent=1) + "\n"
+    replace_file(folder / "report.json", lambda beside: beside.write_text(text, encoding="utf-8"))
     show(report)
     click.echo(f"report, pictures and weights: {folder}/")
 
@@ -167,7 +169,11 @@ def draw_training(folder: Path, report: dict[str, Any]) -> None:
 
 
 def peak_rss_mib() -> int:
-    """The process's largest resident memory so far."""
+    """The process's largest resident memory so far; 0 where the system does not tell."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20)
 
@@ -193,4 +199,5 @@ def show(report: dict[str, Any]) -> None:
     console.print(table)
     for name, training in report["training"].items():
         console.print(f"{name}: {training['iterations']} iterations in {training['seconds']:.0f} s")
-    console.print(f"peak memory {report['peak_rss_mib']} MiB")
+    if report["peak_rss_mib"]:
+        console.print(f"peak memory {report['peak_rss_mib']} MiB")

@@ -57,6 +57,8 @@ def command(out: str, iterations: int | None) -> None:
     cortado demo_scnet --out demo_out
     """
     begin = time.perf_counter()
+    from cortado.prototxt_like.files import replace_file
+
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {"tests": {}, "training": {}}
@@ -71,7 +73,8 @@ def command(out: str, iterations: int | None) -> None:
             picture(folder / f"{test}_{name}.png", pairs[0], scores[name], f"{name}, {test}")
     report["seconds"] = round(time.perf_counter() - begin, 1)
     draw_training(folder, report)
-    (folder / "scnet_report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(report, indent=1) + "\n"
+    replace_file(folder / "scnet_report.json", lambda beside: beside.write_text(text, encoding="utf-8"))
     show(report)
     click.echo(f"report, pictures and weights: {folder}/")
 
@@ -181,8 +184,7 @@ def by_net(name: str, weights: Path | None = None) -> Score:
     from cortado.layers._runtime.transform import blob
     from cortado.nets.matching import transform_params
     from cortado.nets.net import Net
-    from cortado.nets.specs import path
-    from cortado.prototxt_like import load
+    from cortado.nets.specs import load, path
 
     message = load(path(NETS[name]))
     transform = transform_params(message)

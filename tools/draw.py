@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .layout import Box, Edge, layout
-from .options import python_layers, state_options
+from .options import plugins, python_layers, state_options
 
 if TYPE_CHECKING:
     from cortado.nets.cost import LayerFacts
@@ -30,10 +30,8 @@ LONGEST = 34  # characters of a line
 @click.argument("out", type=click.Path(dir_okay=False))
 @state_options
 @click.option("--no-shapes", is_flag=True, help="The wiring alone, of any layer types.")
-@click.option(
-    "--plugin", multiple=True, type=click.Path(exists=True), help="A file of your own layers."
-)
 @python_layers
+@plugins
 def command(
     spec: str,
     out: str,
@@ -41,7 +39,6 @@ def command(
     level: int,
     stages: tuple[str, ...],
     no_shapes: bool,
-    plugin: tuple[str, ...],
     allow_python_layers: bool,
 ) -> None:
     """Draw the net of SPEC into OUT, an .svg or .png picture or an .html page.
@@ -54,15 +51,10 @@ def command(
     cortado draw train_val.prototxt net.svg --phase TRAIN --no-shapes
     """
     from cortado.nets.graph import State
-    from cortado.prototxt_like import load
+    from cortado.nets.specs import load
 
     if Path(out).suffix.lower() not in SUFFIXES:
         raise click.UsageError(f"OUT: expected a name that ends in {', '.join(SUFFIXES)}, got {out}")
-    if plugin:
-        from cortado.layers._runtime import registry
-
-        for path in plugin:
-            registry.load_plugin(path)
     state = State(phase.upper(), level, stages)
     unknown = draw(
         load(spec), out, state=state, shapes=not no_shapes, allow_python_layers=allow_python_layers

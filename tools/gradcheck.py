@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import subjects
-from .options import device_options, python_layers, state_options, the_device
+from .options import device_options, plugins, python_layers, state_options, the_device
 
 if TYPE_CHECKING:
     import torch
@@ -420,22 +420,16 @@ def check_net(
 @partial(state_options, phase="TRAIN")
 @click.option("--weights", type=click.Path(exists=True, dir_okay=False), help="Of a net.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list of reports.")
-@click.option("--plugin", multiple=True, type=click.Path(exists=True), help="A file of your layers.")
+@plugins
 @device_options
 @python_layers
-def command(
-    names: tuple[str, ...], paper: bool, as_json: bool, plugin: tuple[str, ...], **options: Any
-) -> None:
+def command(names: tuple[str, ...], paper: bool, as_json: bool, **options: Any) -> None:
     """Check the gradients of layers, on their own samples, and of nets; exit code 1 if one is wrong.
 
     \b
     cortado gradcheck HoughVoting ChannelL2Norm
     cortado gradcheck nets/specs/ucn_hn.yaml --dtype float32
     """
-    from cortado.layers._runtime import registry
-
-    for path in plugin:
-        registry.load_plugin(path)
     names += tuple(paper_layers()) if paper else ()
     if not names:
         raise click.UsageError("name a layer type or a net's spec")

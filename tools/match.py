@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import device_options, the_device
+from .options import device_options, plugins, the_device
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +28,7 @@ COLUMNS = ("x1", "y1", "x2", "y2", "distance")
 @click.option("--plot", type=click.Path(dir_okay=False), help="A picture of the matches.")
 @click.option("--json", "as_json", is_flag=True, help="Say what was written as a JSON object.")
 @device_options
+@plugins
 def command(
     image1: str,
     image2: str,
@@ -108,10 +109,13 @@ def read_points(path: str, image: np.ndarray) -> np.ndarray:
 
 
 def write_matches(path: str, rows: np.ndarray) -> None:
-    """Write the matches beside the file and rename, so that no half file is left."""
-    part = Path(f"{path}.part")
-    with open(part, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        writer.writerows([f"{value:.6g}" for value in row] for row in rows)
-    part.replace(path)
+    """Write the matches as a CSV; the file is replaced whole or not at all."""
+    from cortado.prototxt_like.files import replace_file
+
+    def write(beside: Path) -> None:
+        with open(beside, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(COLUMNS)
+            writer.writerows([f"{value:.6g}" for value in row] for row in rows)
+
+    replace_file(path, write)

@@ -61,6 +61,36 @@ def python_layers(command: F) -> F:
     )(command)
 
 
+def glog(command: F) -> F:
+    """``--glog``, which GLOG_logtostderr sets as well."""
+    return click.option(
+        "--glog",
+        is_flag=True,
+        envvar="GLOG_logtostderr",
+        help="Log to the standard error, each line with glog's prefix, for scripts that read Caffe's.",
+    )(command)
+
+
+def plugins(command: F) -> F:
+    """``--plugin``, as often as there are files of layers of one's own."""
+
+    def load(_: click.Context, __: click.Parameter, paths: Sequence[str]) -> None:
+        if paths:
+            from cortado.layers._runtime import registry
+
+            for path in paths:
+                registry.load_plugin(path)
+
+    return click.option(
+        "--plugin",
+        multiple=True,
+        type=click.Path(exists=True, dir_okay=False),
+        expose_value=False,
+        callback=load,
+        help="A file of layers of your own.",
+    )(command)
+
+
 def named_once(first: str | None, second: str | None, what: str) -> str:
     """The one that was given of an argument and Caffe's flag for it; UsageError for none or both."""
     if bool(first) == bool(second):

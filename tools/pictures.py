@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from cortado.prototxt_like.files import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +38,7 @@ def draw_matches(
         axes.plot([x1, x2 + right], [y1, y2], "-o", color=color, lw=0.8, ms=2.5)
         if error is not None and error[i] > limit:
             axes.text(x2 + right + 3, y2, f"{error[i]:.0f}", color=color, fontsize=7)
-    figure.savefig(path)
+    replace_file(path, figure.savefig)
 
 
 def draw_regions(
@@ -68,7 +69,7 @@ def draw_regions(
         (x1, y1), (x2, y2) = ((box[:2] + box[2:]) / 2 for box in (boxes1[i], boxes2[i]))
         axes.plot([x1, x2 + right], [y1, y2], "-", color=color, lw=0.5)
         axes.text(x2 + right, y2, f"{overlap[i]:.2f}", color=color, fontsize=7)
-    figure.savefig(path)
+    replace_file(path, figure.savefig)
 
 
 def _side_by_side(
@@ -105,7 +106,7 @@ def draw_curves(path: str | Path, curves: Mapping[str, Sequence[float]], x: str,
     axes.set(xlabel=x, ylabel=y)
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path)
+    replace_file(path, figure.savefig)
 
 
 def _color(error: float | None, place: float, limit: float) -> object:
@@ -130,4 +131,4 @@ def draw_losses(path: str | Path, losses: Mapping[str, Sequence[float]], smooth:
     axes.set(xlabel="iteration", ylabel="loss")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path)
+    replace_file(path, figure.savefig)

@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def training(solver: Solver, iterations: int, label: str) -> list[float]:
+def training(solver: Solver, iterations: int, label: str, quiet: bool = False) -> list[float]:
     """Run a solver for some iterations, or until it is asked to stop; gives the losses.
 
-    In a terminal behind a bar with loss, learning rate, iterations a second and time left, above
-    which the solver's lines go. Of several processes the first one shows it.
+    Unless ``quiet`` in a terminal behind a bar with loss, learning rate, iterations a second and time
+    left, above which the solver's lines go. Of several processes the first one shows it.
     """
     from rich.console import Console
     from rich.progress import (
@@ -27,8 +27,8 @@ def training(solver: Solver, iterations: int, label: str) -> list[float]:
         TimeRemainingColumn,
     )
 
-    console = Console(quiet=not solver.is_root)
-    shown = console.is_terminal and solver.is_root
+    console = Console(quiet=quiet or not solver.is_root)
+    shown = console.is_terminal and not console.quiet
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

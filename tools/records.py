@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
+import sys
 import time
 from contextlib import ExitStack
 from typing import IO, TYPE_CHECKING, Any
@@ -21,11 +21,14 @@ class Records:
     ``log``: a file of lines that Caffe's own scripts read (``parse_log.py``). ``lines``: one JSON
     object an iteration (iteration, loss, lr, seconds since the start) and a test (iteration, test,
     outputs, seconds); ``iteration`` is the number of updates done. ``tensorboard``: a folder of
-    events. Raises click.UsageError without the tensorboard package, OSError for files that cannot
-    be written.
+    events. ``glog``: what is shown goes to the standard error, with glog's prefix, as Caffe's does.
+    Raises click.UsageError without the tensorboard package, OSError for files that cannot be written.
     """
 
-    def __init__(self, log: str | None, lines: str | None, tensorboard: str | None) -> None:
+    def __init__(
+        self, log: str | None, lines: str | None, tensorboard: str | None, glog: bool = False
+    ) -> None:
+        self.glog = glog
         self.stack = ExitStack()
         self.start = time.perf_counter()
         self.file = self._open(log)
@@ -44,12 +47,14 @@ class Records:
         return self.stack.enter_context(open(path, "a", encoding="utf-8")) if path else None
 
     def log(self, line: str) -> None:
-        """A line of the log, shown as well."""
-        click.echo(line)
+        """A line of the log, shown as well; its place is the caller's."""
+        from cortado.nets.glog import prefix
+
+        caller = sys._getframe(1)
+        place = prefix(os.path.basename(caller.f_code.co_filename), caller.f_lineno)
+        click.echo(place + line if self.glog else line, err=self.glog)
         if self.file:
-            now = datetime.datetime.now()
-            print(f"I{now:%m%d %H:%M:%S.%f} {os.getpid():5d} solver.py:1] {line}", file=self.file)
-            self.file.flush()
+            print(place + line, file=self.file, flush=True)
 
     def iteration(self, solver: Solver, loss: float) -> None:
         if solver.is_root:

@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from .options import device_options, named_once, python_layers, state_options, the_device
+from .options import device_options, glog, named_once, plugins, python_layers, state_options, the_device
+from .records import Records
 
 
 @click.command()
@@ -17,7 +18,9 @@ from .options import device_options, named_once, python_layers, state_options, t
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @state_options
 @device_options
+@glog
 @python_layers
+@plugins
 def command(
     spec: str | None,
     model: str | None,
@@ -28,6 +31,7 @@ def command(
     level: int,
     stages: tuple[str, ...],
     allow_python_layers: bool,
+    glog: bool,
     **options: Any,
 ) -> None:
     """Run the TEST net of SPEC on batches of its own data layers and show what its outputs average.
@@ -56,6 +60,7 @@ def command(
     if net.report and net.report.missing:
         click.echo(f"note: {net.report}", err=True)
     net.to(the_device(options))
+    log = Records(None, None, None, glog).log
     sums: dict[str, torch.Tensor] = {}
     loss = 0.0
     with torch.no_grad():
@@ -66,12 +71,12 @@ def command(
                 value = blobs[name].double().cpu()
                 sums[name] = sums.get(name, torch.zeros(())) + value / iterations
                 if not as_json and value.numel() == 1:
-                    click.echo(f"Batch {i}, {name} = {value.item():.6g}")
+                    log(f"Batch {i}, {name} = {value.item():.6g}")
     if as_json:
         outputs = {name: value.tolist() for name, value in sums.items()}
         click.echo(json.dumps({"iterations": iterations, "loss": loss, "outputs": outputs}))
         return
-    click.echo(f"Loss: {loss:.6g}")
+    log(f"Loss: {loss:.6g}")
     for name, mean in sums.items():
         for value in mean.flatten().tolist():
-            click.echo(f"{name} = {value:.6g}")
+            log(f"{name} = {value:.6g}")

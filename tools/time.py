@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import device_options, named_once, python_layers, state_options, the_device
+from .options import device_options, named_once, plugins, python_layers, state_options, the_device
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +52,7 @@ class NetTime:
 @partial(state_options, phase="TRAIN")
 @device_options
 @python_layers
+@plugins
 def command(
     spec: str | None,
     model: str | None,

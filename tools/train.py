@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import faulthandler
+import signal
+import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +16,10 @@ from .options import (
     EFFECTS,
     device_options,
     expect_folder,
+    glog,
     level_and_stages,
     named_once,
+    plugins,
     processes,
     python_layers,
     the_device,
@@ -43,7 +48,9 @@ PRECISIONS = ("bfloat16", "float16")
 @click.option("--tensorboard", type=click.Path(file_okay=False), help="Write its events here.")
 @click.option("--sigint-effect", type=click.Choice(EFFECTS), default="stop", show_default=True)
 @click.option("--sighup-effect", type=click.Choice(EFFECTS), default="snapshot", show_default=True)
+@glog
 @python_layers
+@plugins
 def command(
     spec: str | None,
     solver: str | None,
@@ -55,7 +62,8 @@ def command(
     """Train the net of SOLVER, a spec with Caffe's solver fields, and save its weights.
 
     Displays, tests and snapshots are those the spec asks for. SIGINT snapshots and stops, SIGHUP
-    snapshots and goes on. On several GPUs or machines: torchrun -m cortado train ...
+    snapshots and goes on, SIGTERM ends the process at once. On several GPUs or machines:
+    torchrun -m cortado train ...
 
     \b
     cortado train my_solver.yaml --weights pretrained.caffemodel --device cuda:0
@@ -68,6 +76,8 @@ def command(
     from .progress import training
 
     path = named_once(spec, solver, "solver spec")
+    if options["glog"]:
+        _show_sigterm()
     if weights and snapshot:
         raise click.UsageError("a snapshot has weights of its own: give --snapshot or --weights")
     effects = (Action[options[f"{name}_effect"].upper()] for name in ("sigint", "sighup"))
@@ -82,11 +92,13 @@ def command(
         if snapshot:
             run.restore(snapshot)
         run.start()
-        training(run, max(0, run.params.max_iter - run.iter), label=Path(path).stem)
+        left = max(0, run.params.max_iter - run.iter)
+        training(run, left, label=Path(path).stem, quiet=options["glog"])
         run.finish()
         if run.is_root:
             save(run.net, target)
-            click.echo(f"weights written to {target}")
+            said = run.log if options["glog"] else click.echo
+            said(f"weights written to {target}")
 
 
 def _solver(
@@ -95,7 +107,7 @@ def _solver(
     import torch
     from cortado.nets.solver import Solver
     from cortado.nets.solver_params import read_params
-    from cortado.prototxt_like import load
+    from cortado.nets.specs import load
 
     from .records import Records
 
@@ -103,7 +115,8 @@ def _solver(
     params = read_params(message)
     together, device = stack.enter_context(processes(_device(params, options)))
     precision = getattr(torch, options["precision"]) if options["precision"] else None
-    records = stack.enter_context(Records(options["log"], options["lines"], options["tensorboard"]))
+    places = (options["log"], options["lines"], options["tensorboard"])
+    records = stack.enter_context(Records(*places, glog=options["glog"]))
     state = params.train_state
     stages = (*state.stage, *options["stages"])
     run = Solver(
@@ -127,6 +140,12 @@ def _solver(
             listing = ", ".join(net.inputs)
             raise click.UsageError(f"the net is fed by its user ({listing}): it has no data of its own")
     return run
+
+
+def _show_sigterm() -> None:
+    """As glog has it under Caffe: SIGTERM shows where the process is, and ends it."""
+    if sys.__stderr__ is not None and hasattr(faulthandler, "register"):  # not on Windows
+        faulthandler.register(signal.SIGTERM, sys.__stderr__, chain=True)
 
 
 def _device(params: SolverParams, options: dict[str, Any]) -> torch.device:

@@ -10,6 +10,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from cortado.prototxt_like.files import replace_file
+
 from .proto import caffe_pb2
 
 Style = dict[str, str]
@@ -175,7 +177,8 @@ def draw_net_to_file(
 ) -> None:
     """Write the picture, in the format that the file's name ends in."""
     path = Path(filename)
-    path.write_bytes(draw_net(caffe_net, rankdir, path.suffix[1:], phase, display_lrm))
+    picture = draw_net(caffe_net, rankdir, path.suffix[1:], phase, display_lrm)
+    replace_file(path, lambda beside: beside.write_bytes(picture))
 
 
 def _included(layer: Any, phase: int | None) -> bool:

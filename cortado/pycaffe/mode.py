@@ -8,6 +8,7 @@ import time
 
 import torch
 from cortado.layers._runtime import registry
+from cortado.nets import glog
 
 LOGGER = logging.getLogger("caffe")
 
@@ -86,10 +87,10 @@ def has_nccl() -> bool:
 
 
 def init_log(level: int = 0, stderr: bool = True) -> None:
-    """Show the log (logger ``caffe``) from a level on: 0 info, 1 warnings, 2 errors."""
+    """Show the log (logger ``caffe``) in glog's lines, from 0 info, 1 warnings or 2 errors on."""
     if stderr and not LOGGER.handlers:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(levelname).1s %(asctime)s %(message)s"))
+        handler.setFormatter(glog.Formatter())
         LOGGER.addHandler(handler)
     LOGGER.setLevel((logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL)[level])
 
@@ -97,7 +98,7 @@ def init_log(level: int = 0, stderr: bool = True) -> None:
 def log(message: str) -> None:
     """Write an information to the log."""
     if _solver_rank == 0:
-        LOGGER.info(message)
+        LOGGER.info(message, stacklevel=2)
 
 
 def layer_type_list() -> list[str]:

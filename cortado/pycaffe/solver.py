@@ -17,10 +17,11 @@ from cortado.nets.build import LearnableBlob
 from cortado.nets.net import Blobs
 from cortado.nets.solver import Solver as Trainer
 from cortado.nets.solver_params import read_params
+from cortado.nets.specs import load
 from cortado.nets.updates import RULES
-from cortado.prototxt_like import load
 
 from . import mode
+from .alias import install_where_missing
 from .net import Net
 
 
@@ -30,6 +31,7 @@ class _Engine(Trainer):
     splits = True
 
     def __init__(self, path: str | Path, type: str) -> None:
+        install_where_missing()
         super().__init__(path, type=type, device=mode.device(), log=mode.log, allow_python_layers=True)
         self.views = [Net._of(net) for net in self.nets]
         self.numbers = {id(blob.parameter): i for i, blob in enumerate(self.net.learnable)}

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .._runtime.batches import BatchLayer
 from .._runtime.checks import Shape
+from .._runtime.hdf5_file import expect_numbers, member, open_hdf5, reading
 from .._runtime.parallel import samples
 from .._runtime.params import param
 from .._runtime.registry import register
@@ -54,20 +55,15 @@ def read_sets(path: str, names: tuple[str, ...]) -> list[np.ndarray]:
     """The data sets of these names, float32; raises ValueError if they are not there or differ in
     rows."""
     try:
-        import h5py
-    except ModuleNotFoundError:
-        raise ValueError("HDF5Data needs h5py: pip install 'cortado[hdf5]'") from None
-    try:
-        with h5py.File(path, "r") as file:
-            for name in names:
-                if not isinstance(file.get(name), h5py.Dataset):
-                    raise ValueError(f'{path}: no data set "{name}", only {", ".join(file) or "none"}')
-                if file[name].dtype.kind not in "fiu" or not file[name].ndim:
-                    found = f"{list(file[name].shape)} of {file[name].dtype}"
-                    raise ValueError(f'{path}: data set "{name}" is not rows of numbers, but {found}')
-            sets = [np.asarray(file[name], np.float32) for name in names]
-    except OSError as error:
-        raise ValueError(f"cannot read the HDF5 file {path}: {error}") from None
+        with open_hdf5(path) as file, reading(path):
+            found = [member(path, file, name) for name in names]
+            for name, data in zip(names, found, strict=True):
+                expect_numbers(path, name, data)
+                if not data.ndim:
+                    raise ValueError(f'{path}: data set "{name}" is not rows of numbers, but one')
+            sets = [np.asarray(data, np.float32) for data in found]
+    except FileNotFoundError as error:
+        raise ValueError(f"cannot read the HDF5 file {path}: {error.strerror}") from None
     rows = [f'"{name}" {len(data)}' for name, data in zip(names, sets, strict=True)]
     if len({len(data) for data in sets}) > 1 or not len(sets[0]):
         raise ValueError(f"{path}: expected as many rows of each data set, got {', '.join(rows)}")

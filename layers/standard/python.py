@@ -17,6 +17,7 @@ A net that holds such a layer runs code: it is built with ``allow_python_layers=
 from __future__ import annotations
 
 import importlib
+import traceback
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -33,6 +34,7 @@ from .._runtime.params import param
 from .._runtime.registry import register
 
 METHODS = ("setup", "reshape", "forward", "backward")
+FRAMES = 5  # of the user's own that an error is shown with
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ def find_class(module: str, layer: str) -> type:
     try:
         found = getattr(importlib.import_module(module), layer, None)
     except ImportError as error:
-        raise ValueError(f'cannot import the Python layer\'s module "{module}": {error}') from error
+        hint = "; cortado.pycaffe.install() makes that cortado's" if error.name == "caffe" else ""
+        text = f'cannot import the Python layer\'s module "{module}": {error}{hint}'
+        raise ValueError(text) from error
     if not isinstance(found, type):
         names = vars(importlib.import_module(module))
         near = get_close_matches(layer, [name for name in names if isinstance(names[name], type)], 1)
@@ -60,6 +64,25 @@ def find_class(module: str, layer: str) -> type:
     if missing:
         raise ValueError(f'class "{layer}" of module "{module}" has no method {", ".join(missing)}')
     return found
+
+
+def users_lines(error: BaseException | None) -> str:
+    """What code of the user's raised, and the last lines of its own traceback: the frames below this
+    file's. "" for an error, or causes of it, that come from elsewhere."""
+    while error is not None:
+        frames = traceback.extract_tb(error.__traceback__)
+        ours = [i for i, frame in enumerate(frames) if frame.filename == __file__]
+        below = frames[ours[-1] + 1 :] if ours else []
+        users = [frame for frame in below if not _imports(frame.filename)]
+        if users or (ours and isinstance(error, SyntaxError)):
+            what = "".join(traceback.format_exception_only(error))
+            return (what + "".join(traceback.format_list(users[-FRAMES:]))).rstrip()
+        error = error.__cause__
+    return ""
+
+
+def _imports(filename: str) -> bool:
+    return filename == importlib.__file__ or filename.startswith("<frozen importlib")
 
 
 class Function(torch.autograd.Function):

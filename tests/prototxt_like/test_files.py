@@ -132,7 +132,8 @@ def test_what_killed_runs_left_is_removed_and_what_is_written_now_is_not(tmp_pat
     ]
     try:
         for run in runs:
-            assert run.stdout and run.stdout.readline() == b"writing\n"
+            assert run.stdout
+            assert run.stdout.readline() == b"writing\n"
         assert len(names(tmp_path)) == 3
         runs[0].send_signal(signal.SIGKILL)
         runs[0].wait()

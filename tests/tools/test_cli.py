@@ -248,7 +248,7 @@ def test_train_displays_tests_and_snapshots_as_the_solver_says(folder, capfd):
         assert text in out
     assert (folder / "run_iter_2.solverstate").exists()
     lines = (folder / "run.log").read_text().splitlines()
-    assert all(re.match(r"I\d{4} \d\d:\d\d:\d\d\.\d{6} +\d+ solver.py:1\] ", line) for line in lines)
+    assert all(re.match(r"I\d{4} \d\d:\d\d:\d\d\.\d{6} +\d+ (solver|train).py:\d+\] ", line) for line in lines)
     assert [line.partition("] ")[2] for line in lines] == [
         line for line in out.splitlines() if not line.startswith(("solver:", "weights written"))
     ]

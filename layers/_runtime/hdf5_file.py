@@ -1,0 +1,117 @@
+"""HDF5 files that stand for themselves: no links out of them, no values kept in other files.
+
+h5py reads in the process, and the HDF5 library under it checks what it reads. What is checked here
+before values are read takes some microseconds a data set; one in chunks is read twice where
+:func:`expect_readable` is asked.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import Any
+
+RATIO = 2000  # deflate's largest is 1032: values beyond are not in the file, but a fill value's copies
+
+_ERRORS = (OSError, KeyError, RuntimeError, TypeError, AttributeError, UnicodeError, OverflowError)
+
+
+def open_hdf5(path: str | Path) -> Any:
+    """An ``h5py.File`` for reading. Raises FileNotFoundError, ValueError for what is no HDF5 file."""
+    try:
+        import h5py
+    except ModuleNotFoundError:
+        raise ValueError("HDF5 files need h5py: pip install 'cortado[hdf5]'") from None
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError(f"{path}: not a file")
+    with reading(path):
+        return h5py.File(path, "r")
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """What h5py raises within for a damaged file becomes a ValueError that names it."""
+    try:
+        yield
+    except _ERRORS as error:
+        why = str(error).splitlines()[0] if str(error) else repr(error)
+        raise ValueError(f"{path}: cannot read the HDF5 file: {why}") from None
+
+
+def shown(name: str | bytes) -> str:
+    """A name as an error shows it; one that is not UTF-8 comes as bytes."""
+    return f'"{name}"' if isinstance(name, str) else str(name)
+
+
+def member(path: str | Path, group: Any, name: str | bytes) -> Any:
+    """What is called so in a group. Raises ValueError if there is nothing, or a link, which may lead
+    out of the file."""
+    import h5py
+
+    with reading(path):
+        link = group.get(name, getlink=True)
+        if not isinstance(link, h5py.HardLink | None):
+            where = "another file" if isinstance(link, h5py.ExternalLink) else "another place"
+            raise ValueError(f"{path}: {shown(name)} is a link to {where}, which is not followed")
+        if link is None:
+            listing = ", ".join(map(shown, group)) or "none"
+            raise ValueError(f"{path}: no data set {shown(name)}, only {listing}")
+        return group[name]
+
+
+def datasets(path: str | Path, group: Any) -> Iterator[tuple[str, Any]]:
+    """Every data set in a group and in those inside, by the path of its name, each object once. Raises
+    ValueError for links, and for a name that is not UTF-8."""
+    import h5py
+
+    seen: set[int] = set()
+
+    def walk(group: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+        for name in group:
+            item = member(path, group, name)
+            if not isinstance(name, str):
+                raise ValueError(f"{path}: a name that is not UTF-8: {name!r}")
+            if isinstance(item, h5py.Dataset):
+                yield prefix + name, item
+            elif (
+                isinstance(item, h5py.Group)
+                and (address := h5py.h5o.get_info(item.id).addr) not in seen
+            ):
+                seen.add(address)
+                yield from walk(item, f"{prefix}{name}/")
+
+    if not isinstance(group, h5py.Group):
+        raise ValueError(f"{path}: {shown(group.name or '')} is no group")
+    with reading(path):
+        yield from walk(group, "")
+
+
+def expect_numbers(path: str | Path, name: str | bytes, data: Any) -> None:
+    """Raises ValueError unless ``data`` is a data set of numbers that lie in this file."""
+    import h5py
+
+    what = f"{path}: data set {shown(name)}"
+    if not isinstance(data, h5py.Dataset):
+        raise ValueError(f"{path}: {shown(name)} is no data set")
+    if data.shape is None or data.dtype.kind not in "fiu":
+        found = "nothing" if data.shape is None else f"{list(data.shape)} of {data.dtype}"
+        raise ValueError(f"{what} holds no numbers, but {found}")
+    if data.is_virtual or data.external:
+        raise ValueError(f"{what} is kept in other files, which are not read")
+    size, there = prod(data.shape) * data.dtype.itemsize, os.path.getsize(path)
+    if size > RATIO * there:
+        raise ValueError(f"{what} claims {size:,} bytes in a file of {there:,}")
+
+
+def expect_readable(path: str | Path, name: str, data: Any) -> None:
+    """Raises ValueError for a data set whose values cannot be read, without keeping them."""
+    begin = data.id.get_offset() if data.chunks is None else None
+    if begin is None:
+        with reading(path):
+            data[()]
+    elif begin + data.id.get_storage_size() > os.path.getsize(path):
+        raise ValueError(f"{path}: data set {shown(name)} is cut off")
