@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import logging
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -19,19 +20,33 @@ from cortado.layers._runtime import registry
 from cortado.layers._runtime.checks import BlobError, Shape
 from cortado.layers._runtime.fillers import without_values
 from cortado.layers._runtime.layer import Layer
+from cortado.layers.standard.python import users_lines
 from cortado.prototxt_like import schema
 from cortado.prototxt_like.bind import bind
 from cortado.prototxt_like.message import Field, Message, Scalar
-from cortado.prototxt_like.source import Errors, Source, Span, SpecError, did_you_mean, together
+from cortado.prototxt_like.source import (
+    Errors,
+    Source,
+    Span,
+    SpecError,
+    closest,
+    did_you_mean,
+    together,
+)
 from cortado.prototxt_like.yaml_spec import parse
 from torch import nn
 from torch.nn.utils import parametrize
 
 from .backward import Backward, plan
+from .forks import FORKS
 from .graph import Graph, Node, ParamSpec, ShareMode, State, graph, with_splits
 from .siamese import param_name
 
+LOGGER = logging.getLogger("cortado.nets")
+
 AUTOMATIC = "(automatic)"
+SPELLING = 0.85  # how alike a type's name must be to be meant
+MAX_AXES = 32  # Caffe's own limit
 
 
 @dataclass(frozen=True)
@@ -137,6 +152,7 @@ class _Builder:
     def __post_init__(self) -> None:
         self.built = Built(self.graph)
         self.failed: set[str] = set()
+        self.unknown: dict[str, list[Node]] = {}
         self.twinned = {node.twin_of for node in self.graph.nodes if node.twin_of}
         self.owners: dict[str, _Owner] = {}
         self.blobs: list[_Owner] = []
@@ -151,8 +167,10 @@ class _Builder:
             except SpecError as error:
                 self.failed.add(node.name)
                 self.errors.keep(error)
-            except _ShapesUnknown:
+            except (_ShapesUnknown, _UnknownType):
                 self.failed.add(node.name)
+        for type, nodes in self.unknown.items():
+            _complain(type, nodes, self.errors)
         self.built.learnable = [blob.learnable() for blob in self.blobs]
         if not self.errors.found:  # a node whose parts do not fit each other cannot be planned
             self.built.backward = plan(self.built.layers, self.graph.force_backward)
@@ -200,8 +218,8 @@ class _Builder:
             )
         entry = registry.find(node.type)
         if entry is None:
-            hint = did_you_mean(node.type, registry.types(), "known")
-            raise SpecError(f'{node} has the unknown type "{node.type}"', node.where("type"), hint)
+            self.unknown.setdefault(node.type, []).append(node)
+            raise _UnknownType
         return entry, None
 
     def make(
@@ -224,11 +242,19 @@ class _Builder:
         except BlobError as error:
             text = error.named(blob_names(kind, node.bottoms))
             raise SpecError(f"{node}: {text}", node.span) from None
-        except (ValueError, RuntimeError) as error:  # RuntimeError: torch cannot allocate the blobs
-            raise SpecError(f"{node}: {error}", node.span) from None
+        except Exception as error:
+            if users_lines(error):
+                error.add_note(f"in {node} ({node.span.place})")
+            elif isinstance(error, (ValueError, RuntimeError)):  # torch cannot allocate the blobs
+                raise SpecError(f"{node}: {error}", node.span) from None
+            raise
         if not static and node.type == "Python":
             shapes = _ask_python(node, layer, bottoms)
         shapes = tuple(tuple(shape) for shape in shapes)
+        for top, shape in zip(tops, shapes, strict=False):
+            if len(shape) > MAX_AXES:
+                text = f'{node}: top "{top}" has {len(shape)} axes, more than {MAX_AXES}'
+                raise SpecError(text, node.span)
         if kind.type_name == "Input" and len(shapes) == 1:
             shapes *= len(tops)
         if kind.type_name == "Input" and len(shapes) > len(tops):
@@ -272,6 +298,24 @@ def _param_specs(node: Node, layer: Layer) -> tuple[ParamSpec, ...]:
 
 class _ShapesUnknown(Exception):
     """A layer above failed, so that this one's shapes can't be inferred."""
+
+
+class _UnknownType(Exception):
+    """A layer's type is not registered, which is said once for all layers of the type."""
+
+
+def _complain(type: str, nodes: list[Node], errors: Errors) -> None:
+    """Of a type that no layer has: what it is in a public fork of Caffe, or whether it is misspelt."""
+    near = closest(type, registry.types(), SPELLING)
+    own = "layers of your own come with --plugin FILE (cortado.register), or as Python layers"
+    if type in FORKS:
+        fork, does = FORKS[type]
+        hint = f"known from {fork}: {does}; {own}"
+    else:
+        hint = f'did you mean "{near}"?' if near else own
+    others = f", and so have {len(nodes) - 1} more layers" if nodes[1:] else ""
+    text = f'{nodes[0]} has the unknown type "{type}"{others}'
+    errors.add(text, nodes[0].where("type"), hint)
 
 
 @dataclass(eq=False)
@@ -408,8 +452,9 @@ def _bind_params(node: Node, layer: type[Layer], fields: list[Field] | None) -> 
         if not block.name.endswith("_param"):
             continue
         if block.name not in known:
-            if block.name in _blocks_of_caffe():
-                continue  # another type's: Caffe passes over it, too
+            if block.name in _blocks_of_caffe():  # another type's: Caffe passes over it, too
+                _warn(node, block, layer)
+                continue
             hint = did_you_mean(block.name, known)
             raise SpecError(f'{node.type} does not read "{block.name}"', block.span, hint)
         if not isinstance(block.value, Message):
@@ -425,6 +470,14 @@ def _bind_params(node: Node, layer: type[Layer], fields: list[Field] | None) -> 
         return bind(layer.Params, gathered, what=layer.type_name)
     except ValueError as error:
         raise SpecError(f"{node}: {error}", gathered.span) from None
+
+
+def _warn(node: Node, block: Field, layer: type[Layer]) -> None:
+    """Of a block that has no effect; a twin's is its trunk's."""
+    if not node.twin_of:
+        mine = [f.name for f in dataclasses.fields(layer.Params)]
+        meant = f"; its own is {layer.block}" if mine else "; it has no parameters"
+        LOGGER.warning("%s: warning: %s does not read %s%s", block.span, node.type, block.name, meant)
 
 
 @cache

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 
+from cortado.prototxt_like import kinds
 from cortado.prototxt_like.bind import bind
 from cortado.prototxt_like.message import Field, Message, Scalar
 from cortado.prototxt_like.source import Errors, Span, SpecError, closest, did_you_mean
@@ -205,6 +206,7 @@ def graph(message: Message, state: State | None = None, errors: Errors | None = 
     produces, tops produced twice), or adds them to ``errors`` and gives what could be read.
     """
     found = errors or Errors()
+    _expect_net(message)
     before = len(found.found)
     expanded = expand(message, found)
     trunks_broken = len(found.found) > before
@@ -217,6 +219,16 @@ def graph(message: Message, state: State | None = None, errors: Errors | None = 
     return Graph(
         net.name, state, tuple(included), outputs, net.force_backward, net.match_param, expanded
     )
+
+
+def _expect_net(message: Message) -> None:
+    """Raises SpecError for a solver's spec, which a net's fields would not explain."""
+    if not ({"layer", "siamese"} & {field.name for field in message}) and kinds.is_solver(message):
+        net = message.get("net") or message.get("train_net")
+        named = f'; its net is "{net.value.text}"' if net and isinstance(net.value, Scalar) else ""
+        if net or "base_lr" in message:
+            hint = f"cortado train is for it{named}"
+            raise SpecError("this is a solver's spec, not a net's", message.span, hint)
 
 
 def _net_fields(message: Message, errors: Errors) -> NetFields:

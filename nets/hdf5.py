@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from cortado.layers._runtime import hdf5_file
+from cortado.prototxt_like.files import open_file
 from cortado.prototxt_like.wire import Array
 
 from .stored import Stored
@@ -16,7 +17,7 @@ MAGIC = b"\x89HDF\r\n\x1a\n"
 
 def is_hdf5(path: Path) -> bool:
     """Whether a file begins as HDF5's do; a file that cannot be read does not."""
-    with suppress(OSError), open(path, "rb") as file:
+    with suppress(OSError), open_file(path) as file:
         return file.read(len(MAGIC)) == MAGIC
     return False
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from cortado.prototxt_like.bind import bind
 from cortado.prototxt_like.message import Message
-from cortado.prototxt_like.source import Errors, did_you_mean
+from cortado.prototxt_like.source import Errors, SpecError, did_you_mean
 
 from .graph import StateFields
 from .updates import POLICIES, RULES
@@ -99,6 +99,9 @@ TRAINED = ("train_net_param", "train_net", "net_param", "net")
 
 def read_params(message: Message) -> SolverParams:
     """Bind a solver spec; raises SpecError with all its mistakes."""
+    if "layer" in message:
+        hint = 'a solver names its net: net: "my_net.prototxt"'
+        raise SpecError("this is a net's spec, not a solver's", message.span, hint)
     errors = Errors()
     params: SolverParams | None = errors.attempt(
         bind, SolverParams, message, what="a solver", ignore=NETS.__contains__

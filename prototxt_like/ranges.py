@@ -10,9 +10,9 @@ from .message import Message
 from .source import Errors
 
 _RANGES: dict[int | None, tuple[str, int, int]] = {
-    FieldDescriptor.CPPTYPE_INT32: ("an int32", -(2**31), 2**31 - 1),
-    FieldDescriptor.CPPTYPE_UINT32: ("a uint32", 0, 2**32 - 1),
-    FieldDescriptor.CPPTYPE_INT64: ("an int64", -(2**63), 2**63 - 1),
+    FieldDescriptor.CPPTYPE_INT32: ("int32", -(2**31), 2**31 - 1),
+    FieldDescriptor.CPPTYPE_UINT32: ("uint32", 0, 2**32 - 1),
+    FieldDescriptor.CPPTYPE_INT64: ("int64", -(2**63), 2**63 - 1),
 }
 
 
@@ -28,6 +28,6 @@ def check(message: Message) -> None:
         if range and isinstance(value, int):
             what, low, high = range
             if not low <= value <= high:
-                text = f"{name}: {scalar.text} is out of the range of {what}, {low} to {high}"
+                text = f"{name} must be from {low} to {high} ({what}), got {scalar.text}"
                 errors.add(text, scalar.span)
     errors.check()

@@ -13,6 +13,7 @@ and a hint::
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +59,9 @@ class Source:
             raise SpecError(f"cannot read the file: {reason}", nowhere) from None
         if len(raw) > MAX_BYTES:
             raise SpecError(f"the file is larger than {MAX_BYTES // 2**20} MiB", nowhere)
+        if kind := _binary(raw):
+            hint = "a net's spec and its weights are two files: are they swapped?"
+            raise SpecError(f"this is {kind}, not the text of a spec", nowhere, hint)
         try:
             text = raw.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -77,6 +81,25 @@ class Source:
         """A line of the text, counted from 1; "" beyond the last."""
         lines = self.text.split("\n")
         return lines[number - 1] if number <= len(lines) else ""
+
+
+_MAGIC = {
+    b"\x89HDF": "an HDF5 file",
+    b"PK\x03\x04": "a zip archive, as PyTorch's weights are",
+    b"\x80\x02": "a pickle, as PyTorch's old weights are",
+    b"MATLAB": "a .mat file",
+    b"\xff\xfe": "UTF-16 (save it as UTF-8)",
+    b"\xfe\xff": "UTF-16 (save it as UTF-8)",
+}
+_CONTROLS = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+
+
+def _binary(raw: bytes) -> str:
+    """What a file is that is no text, "" for one that may be."""
+    for magic, kind in _MAGIC.items():
+        if raw.startswith(magic):
+            return kind
+    return "a binary file, such as a Caffe model" if _CONTROLS.search(raw[:4096]) else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,13 +231,16 @@ class _Catch:
         return False
 
 
-def closest(name: str, known: Iterable[str]) -> str:
-    """The known name most like this one, or "" when none is near, or there are thousands."""
+def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The known name most like this one, or "" when none is near, or there are thousands.
+
+    ``cutoff`` is difflib's ratio of what is near.
+    """
     names = list(known)
     if len(names) > MAX_NAMES:
         return ""
     folded = {other.lower(): other for other in names}
-    match = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.6)
+    match = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=cutoff)
     return folded[match[0]] if match else ""
 
 

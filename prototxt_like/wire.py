@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -24,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
-from .files import replace_file
+from .files import open_file, replace_file
 from .schema import message
 from .source import SpecError
 from .upgrade import V1_TYPES
@@ -44,6 +45,8 @@ _BLOB_VALUES = (_BLOB_DATA, _BLOB_DIFF, _BLOB_DOUBLE_DATA, _BLOB_DOUBLE_DIFF)
 _VECTOR_BLOBS = 1
 _STATE_NET, _STATE_HISTORY, _STATE_EXTRA = 2, 3, 1000  # the last is ours: Caffe passes over it
 _LEGACY_AXES = ("num", "channels", "height", "width")
+
+_CONTROL = re.compile(rb"[\x00-\x08]")
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 
@@ -183,7 +186,7 @@ def write_blobs(path: str | Path, blobs: Sequence[Array]) -> None:
 def _mapped(path: str | Path, what: str) -> Iterator[_File]:
     """The file, walked over in the block; what is malformed there is an error that names it."""
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size > MAX_BYTES:
                 raise SpecError(f"{path}: the file is larger than protobuf's limit of 2 GiB")
@@ -194,7 +197,8 @@ def _mapped(path: str | Path, what: str) -> Iterator[_File]:
     try:
         yield _File(str(path), memoryview(content))
     except (_Malformed, DecodeError):
-        raise SpecError(f"{path}: not {what}, or cut off") from None
+        text = "" if _CONTROL.search(content[:4096]) else "; it is text: is it a spec, not weights?"
+        raise SpecError(f"{path}: not {what}, or cut off{text}") from None
 
 
 class _Malformed(Exception):

@@ -465,7 +465,10 @@ def check(subject: str, **options: Any) -> list[Report]:
 
 
 def is_spec(subject: str) -> bool:
-    return Path(subject).suffix.lower() in (".yaml", ".yml", ".prototxt") or Path(subject).is_file()
+    from cortado.nets import specs
+
+    known = subject in specs.names() or Path(subject).exists()
+    return known or Path(subject).suffix.lower() in (".yaml", ".yml", ".prototxt")
 
 
 def paper_layers() -> list[str]:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .._runtime.blob import BlobVec, HostBlob
-from .._runtime.checks import Shape
+from .._runtime.checks import Shape, expect_values
 from .._runtime.layer import Layer
 from .._runtime.params import param
 from .._runtime.registry import register
@@ -75,8 +75,9 @@ def users_lines(error: BaseException | None) -> str:
         below = frames[ours[-1] + 1 :] if ours else []
         users = [frame for frame in below if not _imports(frame.filename)]
         if users or (ours and isinstance(error, SyntaxError)):
-            what = "".join(traceback.format_exception_only(error))
-            return (what + "".join(traceback.format_list(users[-FRAMES:]))).rstrip()
+            notes = [f"{note}\n" for note in getattr(error, "__notes__", ())]
+            *where, what = (x for x in traceback.format_exception_only(error) if x not in notes)
+            return "".join([what, *traceback.format_list(users[-FRAMES:]), *where]).rstrip()
         error = error.__cause__
     return ""
 
@@ -111,7 +112,11 @@ class Function(torch.autograd.Function):
         for blob, top, grad in zip(layer.top, tops, grads, strict=True):
             blob.values.put(_array(top))
             blob.gradient.put(_array(grad))
-        layer.user.backward(layer.top, list(needed[: ctx.count]), layer.bottom)
+        try:
+            layer.user.backward(layer.top, list(needed[: ctx.count]), layer.bottom)
+        except Exception as error:
+            error.add_note(f'in layer "{layer.name}"')  # autograd calls from no layer's place
+            raise
         blobs = (*layer.bottom, *layer.user.blobs)
         found = zip(needed, tensors, blobs, strict=True)
         return None, None, *(_tensor(b.diff, (x,)).to(x) if need else None for need, x, b in found)
@@ -152,6 +157,7 @@ class Python(Layer):
     def load(self, bottoms: tuple[Tensor, ...], parameters: tuple[Tensor, ...]) -> None:
         """Show the user's layer these values, and gradients that are 0."""
         tensors = (*bottoms, *parameters)
+        expect_values("a Python layer's code reads values", *tensors)
         double = any(tensor.dtype is torch.float64 for tensor in tensors)
         for blob in (*self.bottom, *self.top, *self.user.blobs):
             blob.cast(np.float64 if double else np.float32)

@@ -203,7 +203,9 @@ def test_hdf5_that_fits_badly(tmp_path):
     with pytest.raises(SpecError, match=r"bias is \[2\], in w.h5 \[4096\]"):
         load(twins(), tmp_path / "w.h5")
     write(**{"0": (2, 144), "1": (2**40,)})  # of which nothing is stored
-    with pytest.raises(ValueError, match=r'data set "ip/1" claims 4,398,046,511,104 bytes in a file of'):
+    with pytest.raises(
+        ValueError, match=r'data set "ip/1" claims 4,398,046,511,104 bytes in a file of'
+    ):
         load(twins(), tmp_path / "w.h5")
     write(**{"0": (2, 144), "1": (2,), "2": (2,)})
     with pytest.raises(SpecError, match="has 2 blobs"):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from cortado.prototxt_like import SpecError, loads
 
-UINT32, INT32 = "a uint32, 0 to 4294967295", "an int32, -2147483648 to 2147483647"
+UINT32, INT32 = "from 0 to 4294967295 (uint32)", "from -2147483648 to 2147483647 (int32)"
 
 
 def conv(value: str) -> str:
@@ -20,7 +22,7 @@ def test_a_uint32(value: str) -> None:
     with pytest.raises(SpecError) as caught:
         loads(conv(value), "net.prototxt", "prototxt")
     first = str(caught.value).splitlines()[0]
-    text = f"num_output: {value} is out of the range of {UINT32}"
+    text = f"num_output must be {UINT32}, got {value}"
     assert first == f"net.prototxt:2:37: error: {text}"
 
 
@@ -41,18 +43,18 @@ layer:
         loads(text, "net.yaml")
     found = [(error.span.line, error.message) for error in caught.value.errors if error.span]
     assert found == [
-        (6, f"axis: 2147483648 is out of the range of {INT32}"),
-        (6, f"slice_point: -1 is out of the range of {UINT32}"),
-        (7, f"min_level: 9999999999 is out of the range of {INT32}"),
+        (6, f"axis must be {INT32}, got 2147483648"),
+        (6, f"slice_point must be {UINT32}, got -1"),
+        (7, f"min_level must be {INT32}, got 9999999999"),
     ]
 
 
 def test_a_solver_and_old_layers() -> None:
-    with pytest.raises(SpecError, match=f"max_iter: 3000000000 is out of the range of {INT32}"):
+    with pytest.raises(SpecError, match=re.escape(f"max_iter must be {INT32}, got 3000000000")):
         loads("net: a.yaml\nmax_iter: 3000000000")
     assert loads("net: a.yaml\nrandom_seed: 3000000000")
     old = "layers { type: CONVOLUTION convolution_param { pad: 4294967296 } }"
-    with pytest.raises(SpecError, match=f"pad: 4294967296 is out of the range of {UINT32}"):
+    with pytest.raises(SpecError, match=re.escape(f"pad must be {UINT32}, got 4294967296")):
         loads(old, notation="prototxt")
 
 
