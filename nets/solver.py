@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from cortado.layers._runtime import parallel
 from cortado.prototxt_like.bind import bind
+from cortado.prototxt_like.files import clean
 from cortado.prototxt_like.message import Message
 from cortado.prototxt_like.source import SpecError
 from torch import distributed as dist
@@ -223,6 +224,7 @@ class Solver:
     def start(self) -> None:
         """Say so; raises SpecError if the snapshot after training could not be written."""
         self.log(f"Solving {self.net.graph.name}")
+        self.log(f"Learning Rate Policy: {self.params.lr_policy}")
         if self.params.snapshot_after_train:
             self._expect_writable()
 
@@ -455,9 +457,10 @@ class Solver:
         """
         suffixes = self.params.snapshot_format.suffixes
         model, path = (Path(f"{self._prefix}_iter_{self.iter}{suffix}") for suffix in suffixes)
-        self.log(f"Snapshotting to {model}")
+        weights, state = self.params.snapshot_format.words
+        self.log(f"Snapshotting to {weights} file {model}")
         save(self.net, model)
-        self.log(f"Snapshotting solver state to {path}")
+        self.log(f"Snapshotting solver state to {state} file {path}")
         write_state(path, self._state(str(model)))
         return path
 
@@ -470,6 +473,7 @@ class Solver:
     def _expect_writable(self) -> None:
         """Raises SpecError where snapshots could not be written: now, not when they are due."""
         folder = self._prefix.parent
+        clean(folder)
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         if self.is_root and not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
             raise SpecError(f"snapshots cannot be written to {folder}", self._snapshots_from)
@@ -497,7 +501,7 @@ class Solver:
         changed, except for the weights.
         """
         state = read_state(path)
-        extra = _extra(path, state.extra)
+        extra = self._extra(path, state.extra)
         if extra and extra["type"] != self.params.type:
             raise ValueError(f"{path} is of a {extra['type']} solver, this one is {self.params.type}")
         mine = [h for of in zip(*self.history, strict=True) for h in of]
@@ -505,15 +509,45 @@ class Solver:
             raise ValueError(f"{path} is of another type of solver, or of a net with other parameters")
         if state.learned_net:
             load_weights(self.net, _model_of(Path(path), state.learned_net))
+        if extra:
+            self._restore_layers(path, extra["layers"])
+            self.losses.extend(extra["losses"])
+            self._rng.restore(extra["random"])
+            self._autocast.restore(extra["scale"])
         for history, stored in zip(mine, state.history, strict=True):
             history.copy_(torch.from_numpy(stored).reshape(history.shape))
         self.iter, self.current_step = state.iter, state.current_step
         self._displayed = self.iter, time.perf_counter()
-        if extra:
-            self.losses.extend(extra["losses"])
-            self._rng.restore(extra["random"])
-            _set_layer_states(self.nets, extra["layers"])
-            self._autocast.restore(extra["scale"])
+
+    def _extra(self, path: str | Path, raw: bytes) -> dict[str, Any]:
+        """What a state written here holds beside Caffe's fields; nothing of one that Caffe wrote."""
+        if not raw:
+            return {}
+        try:
+            extra: dict[str, Any] = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+            random, mine = extra["random"], self._rng.state()
+            sound = (
+                isinstance(extra["type"], str)
+                and all(isinstance(loss, float) for loss in extra["losses"])
+                and [(x.shape, x.dtype) for x in random] == [(x.shape, x.dtype) for x in mine]
+                and all(isinstance(of_net, dict) for of_net in extra["layers"])
+                and [type(value) for value in extra["scale"]] == [float, int]
+            )
+            if not sound:
+                raise ValueError("it holds something else")
+        except Exception as error:  # torch.load documents none, and a damaged one may hold anything
+            raise ValueError(f"{path}: broken solver state: {error}") from None
+        return extra
+
+    def _restore_layers(self, path: str | Path, states: list[_LayerStates]) -> None:
+        """Give the layers their states, or leave all as they were and raise ValueError."""
+        before = [_layer_states(net) for net in self.nets]
+        try:
+            _set_layer_states(self.nets, states)
+        except Exception as error:
+            _set_layer_states(self.nets, before)
+            text = f"{path}: broken solver state, or another net's: {error!r}"
+            raise ValueError(text) from None
 
 
 def _quiet(line: str) -> None:
@@ -534,20 +568,6 @@ def _output_lines(net: Net, outputs: Mapping[str, torch.Tensor]) -> Iterator[str
             term = f" (* {weight:g} = {weight * value:.6g} loss)" if weight else ""
             yield f"#{number}: {name} = {value:.6g}{term}"
             number += 1
-
-
-def _extra(path: str | Path, raw: bytes) -> dict[str, Any]:
-    """What a state written here holds beside Caffe's fields; nothing of one that Caffe wrote."""
-    if not raw:
-        return {}
-    try:
-        extra = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load documents none: zip, pickle and key errors among others
-        raise ValueError(f"{path}: broken solver state: {error}") from None
-    known = {"type", "losses", "random", "layers", "scale"}
-    if not isinstance(extra, dict) or not known <= extra.keys():
-        raise ValueError(f"{path}: broken solver state")
-    return extra
 
 
 def _model_of(path: Path, learned_net: str) -> Path:

@@ -38,6 +38,13 @@ class SnapshotFormat(enum.Enum):
         }[self.name]
 
 
+    @property
+    def words(self) -> tuple[str, str]:
+        """What Caffe's log calls the two."""
+        kinds = {"HDF5": "HDF5", "BINARYPROTO": "binary proto", "SAFETENSORS": "safetensors"}
+        return kinds[self.name], "HDF5" if self is SnapshotFormat.HDF5 else "binary proto"
+
+
 def _field(default: Any, **metadata: Any) -> Any:
     return field(default=default, metadata=metadata)
 

@@ -54,7 +54,7 @@ def _read_hdf5(path: Path) -> SolverState:
                 _integer(path, file, "iter"),
                 _text(path, file) if "learned_net" in file else "",
                 _integer(path, file, "current_step"),
-                [_numbers(path, history, str(i)) for i in range(len(history))],
+                [_numbers(path, history, str(i)).astype(np.float32) for i in range(len(history))],
                 extra.astype(np.uint8).tobytes(),
             )
     except ValueError as error:

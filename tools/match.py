@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import device_options, plugins, the_device
+from .options import device_options, expect_folder, plugins, the_device
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,8 +52,7 @@ def command(
     import numpy as np
     from cortado.nets.matching import Matcher
 
-    if not Path(out).absolute().parent.is_dir():
-        raise click.BadParameter(f"--out: no folder {Path(out).parent}")
+    expect_folder(out, "--out")
     if plot and Path(plot).suffix.lower() not in PICTURES:
         raise click.BadParameter(f"--plot: expected a file ending in {', '.join(PICTURES)}, got {plot}")
     first, second = open_image(image1), open_image(image2)
@@ -76,12 +75,12 @@ def command(
 
 def open_image(path: str) -> np.ndarray:
     """An image file as RGB uint8 [H, W, 3]; a click error if it is none."""
-    from cortado.layers._runtime.transform import read_image
+    from cortado.layers._runtime.images import read_image
 
     try:
         return read_image(path)
-    except OSError as error:
-        raise click.BadParameter(f"{path} is not an image: {error}") from None
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def read_points(path: str, image: np.ndarray) -> np.ndarray:

@@ -99,7 +99,11 @@ def named_once(first: str | None, second: str | None, what: str) -> str:
 
 
 def expect_folder(path: str, option: str) -> None:
-    """Raises UsageError if a file could not be written there: before the work, not after it."""
+    """Raises UsageError if a file could not be written there: before the work, not after it. What
+    killed runs left there is removed."""
+    from cortado.prototxt_like.files import clean
+
+    clean(Path(path).parent)
     folder = Path(path).absolute().parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise click.UsageError(f"{option}: no folder {Path(path).parent} to write to")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from cortado.layers._runtime.images import read_samples
 
 from .proto import caffe_pb2
 
@@ -149,17 +150,18 @@ class Transformer:
         self.raw_scale[in_] = scale
 
     def set_mean(self, in_: str, mean: Array) -> None:
-        """The mean to subtract: one value a channel, or an image [K, H, W], resized if need be."""
+        """The mean to subtract: one value a channel, or an image [K, H, W], resized if need be (a
+        constant, of which Caffe's resizing makes NaN, to itself)."""
         shape = self._shape(in_)[1:]
         if mean.ndim == 1:
             if len(mean) != shape[0]:
                 raise ValueError(f"a mean of {len(mean)} channels for an input of {shape[0]}")
             mean = mean[:, None, None]
         else:
-            if mean.ndim not in (2, 3):
-                raise ValueError(f"expected a mean [K], [K, H, W] or [H, W], got {list(mean.shape)}")
-            if (1, *mean.shape)[-3:] != shape:
-                mean = _resized_mean(mean.reshape(-1, *mean.shape[-2:]), shape[1:])
+            if mean.ndim != 3 and (1, *mean.shape) != shape:
+                raise ValueError(f"expected a mean [K] or [K, H, W], got {list(mean.shape)}")
+            if mean.ndim == 3 and mean.shape != shape:
+                mean = _resized_mean(mean, shape[1:])
         self.mean[in_] = mean
 
     def set_input_scale(self, in_: str, scale: float) -> None:
@@ -170,19 +172,26 @@ class Transformer:
 
 def _resized_mean(mean: Array, size: tuple[int, ...]) -> Array:
     low, high = mean.min(), mean.max()
+    if low == high:
+        return np.full((len(mean), *size), low)
     standard = (mean - low) / (high - low)
     return resize_image(standard.transpose(1, 2, 0), size).transpose(2, 0, 1) * (high - low) + low
 
 
 def load_image(filename: str | Path, color: bool = True) -> Array:
-    """An image file as float32 in 0..1: RGB [H, W, 3], or grey [H, W, 1] without ``color``."""
-    from skimage.io import imread
-    from skimage.util import img_as_float
+    """An image file as float32 in 0..1: RGB [H, W, 3], or grey [H, W, 1] without ``color``.
 
-    image = img_as_float(imread(filename, as_gray=not color)).astype(np.float32)
+    As scikit-image reads it for Caffe: 8 bits are divided by 255, 16 by 65535; floats stay as they are;
+    transparency is dropped; an EXIF orientation is not applied; grey is 0.2125 R + 0.7154 G + 0.0721 B.
+    Raises ValueError as :func:`~cortado.layers._runtime.images.read_samples` does.
+    """
+    samples = read_samples(filename)
+    image = samples if samples.dtype.kind == "f" else samples / np.iinfo(samples.dtype).max
     if image.ndim == 2:
-        return np.repeat(image[:, :, None], 3 if color else 1, axis=2)
-    return image[:, :, :3]
+        image = np.repeat(image[:, :, None], 3 if color else 1, axis=2)
+    elif not color:
+        image = image[:, :, :3] @ np.array([[0.2125], [0.7154], [0.0721]])
+    return image[:, :, :3].astype(np.float32)
 
 
 def resize_image(im: Array, new_dims: Sequence[int] | Array, interp_order: int = 1) -> Array:

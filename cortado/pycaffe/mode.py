@@ -1,9 +1,10 @@
-"""What Caffe keeps for the whole process: the device, random seeds, the number of solvers, the log."""
+"""What Caffe keeps for each thread, the device and the number of solvers; random seeds, the log."""
 
 from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 
 import torch
@@ -12,31 +13,35 @@ from cortado.nets import glog
 
 LOGGER = logging.getLogger("caffe")
 
-_gpu = False
-_device_id = 0
-_solver_count = 1
-_solver_rank = 0
-_multiprocess = False
+
+class _State(threading.local):
+    """Of one thread: each may run nets on a device of its own, and starts on the CPU, as in Caffe."""
+
+    gpu = False
+    device_id = 0
+    solver_count = 1
+    solver_rank = 0
+    multiprocess = False
+
+
+_state = _State()
 
 
 def set_mode_cpu() -> None:
     """Run nets on the CPU, as at the beginning."""
-    global _gpu
-    _gpu = False
+    _state.gpu = False
 
 
 def set_mode_gpu() -> None:
     """Run nets on the GPU of :func:`set_device`. Raises RuntimeError where there is none."""
-    global _gpu
-    _check_gpu(_device_id)
-    _gpu = True
+    _check_gpu(_state.device_id)
+    _state.gpu = True
 
 
 def set_device(device_id: int) -> None:
     """Choose the GPU by its number. Raises RuntimeError where there is none."""
-    global _device_id
     _check_gpu(device_id)
-    _device_id = device_id
+    _state.device_id = device_id
 
 
 def _check_gpu(device_id: int) -> None:
@@ -47,7 +52,7 @@ def _check_gpu(device_id: int) -> None:
 
 def device() -> torch.device:
     """Where nets run now."""
-    return torch.device("cuda", _device_id) if _gpu else torch.device("cpu")
+    return torch.device("cuda", _state.device_id) if _state.gpu else torch.device("cpu")
 
 
 def set_random_seed(seed: int) -> None:
@@ -56,29 +61,26 @@ def set_random_seed(seed: int) -> None:
 
 
 def solver_count() -> int:
-    return _solver_count
+    return _state.solver_count
 
 
 def set_solver_count(count: int) -> None:
     """Kept for scripts that ask for it; every process here trains its own net."""
-    global _solver_count
-    _solver_count = count
+    _state.solver_count = count
 
 
 def solver_rank() -> int:
-    return _solver_rank
+    return _state.solver_rank
 
 
 def set_solver_rank(rank: int) -> None:
     """Kept as :func:`set_solver_count`; only solver 0 logs."""
-    global _solver_rank
-    _solver_rank = rank
+    _state.solver_rank = rank
 
 
 def set_multiprocess(multiprocess: bool) -> None:
     """Accepted: solvers here are always processes of their own."""
-    global _multiprocess
-    _multiprocess = multiprocess
+    _state.multiprocess = multiprocess
 
 
 def has_nccl() -> bool:
@@ -97,7 +99,7 @@ def init_log(level: int = 0, stderr: bool = True) -> None:
 
 def log(message: str) -> None:
     """Write an information to the log."""
-    if _solver_rank == 0:
+    if _state.solver_rank == 0:
         LOGGER.info(message, stacklevel=2)
 
 
@@ -124,7 +126,7 @@ class Timer:
 
     @staticmethod
     def _now() -> float:
-        if _gpu:
+        if _state.gpu:
             torch.cuda.synchronize(device())
         return time.perf_counter()
 

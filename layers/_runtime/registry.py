@@ -58,13 +58,20 @@ def register(
         entry = Entry(type, layer, _range(bottoms), _range(tops), place)
         for name in (type, *aliases):
             known = _entries.get(name)
-            if known and known.place != place:
+            if known and not _again(known, layer, caller.f_code.co_filename):
                 raise RegistryError(f'layer type "{name}" is defined twice: {known.place} and {place}')
             _entries[name] = entry
         layer.type_name, layer.block = type, block or f"{snake_case(type)}_param"
         return layer
 
     return decorate
+
+
+def _again(known: Entry, layer: type[Layer], file: str) -> bool:
+    """Whether this is the layer that is known, defined anew: a plugin read again, a notebook's cell."""
+    was = known.layer
+    same = (was.__module__, was.__qualname__) == (layer.__module__, layer.__qualname__)
+    return same and (layer.__module__ == "__main__" or known.place.rpartition(":")[0] == file)
 
 
 def _range(count: Count) -> tuple[int, int | None]:

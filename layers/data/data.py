@@ -6,6 +6,9 @@ labels [N], float32. Encoded images are BGR as OpenCV would read them: as stored
 ``transform_param``'s ``force_color`` or ``force_gray``. All images of a batch have the size of its
 first; a batch of one may have any.
 
+No lock is taken, where Caffe takes a reader's: a database that is written to twice while a net reads it
+is an error at the next record. One that was deleted and made anew is read by the next net.
+
 LevelDB, Caffe's other database, is not read.
 """
 
@@ -13,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,6 +26,7 @@ from torch import Tensor
 from .._runtime.batches import BatchLayer
 from .._runtime.caffe_files import read_datum
 from .._runtime.checks import Shape
+from .._runtime.lmdb_file import LmdbFile
 from .._runtime.parallel import samples
 from .._runtime.params import param
 from .._runtime.registry import register
@@ -40,7 +44,7 @@ class Backend(Enum):
 class Params:
     """``data_param``, and the ``transform_param`` beside it."""
 
-    source: str = param(doc="the database's folder")
+    source: str = param(doc="the database's folder, or its file")
     batch_size: int = param(low=1, doc="N")
     rand_skip: int = param(0, low=0, doc="accepted, has no effect, as in Caffe 1.0")
     backend: Backend = param(Backend.LEVELDB, doc="LMDB must be given: LevelDB is not read")
@@ -51,41 +55,6 @@ class Params:
     def __post_init__(self) -> None:
         if self.backend is not Backend.LMDB:
             raise ValueError("LevelDB is not read: convert the database, and give backend: LMDB")
-
-
-_open: dict[Path, Any] = {}  # a process may open an LMDB once, and two nets may read it
-
-
-class Database:
-    """An LMDB's records by number, in the order of their keys. Raises ValueError if it has none."""
-
-    def __init__(self, source: str) -> None:
-        try:
-            import lmdb
-        except ModuleNotFoundError:
-            raise ValueError("Data needs lmdb: pip install 'cortado[lmdb]'") from None
-        path = Path(source).resolve()
-        if not path.exists():
-            raise ValueError(f'there is no database "{source}"')
-        if path not in _open:
-            try:
-                _open[path] = lmdb.open(str(path), subdir=path.is_dir(), readonly=True, lock=False)
-            except lmdb.Error as error:
-                raise ValueError(f'cannot open the database "{source}": {error}') from None
-        self.size = int(_open[path].stat()["entries"])
-        if not self.size:
-            raise ValueError(f'the database "{source}" is empty')
-        self._cursor = _open[path].begin().cursor()
-        self._at = self.size
-
-    def __getitem__(self, number: int) -> bytes:
-        if number < self._at:
-            self._cursor.first()
-            self._at = 0
-        while self._at < number:
-            self._cursor.next()
-            self._at += 1
-        return bytes(self._cursor.value())
 
 
 @register("Data", bottoms=0, tops=(1, 2))
@@ -101,8 +70,18 @@ class Data(BatchLayer):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(params, bottom_shapes, generator)
-        self.database = Database(params.source)
         self.transformer = Transformer(params.transform_param)
+
+    @cached_property
+    def database(self) -> LmdbFile:
+        """Opened when it is first read, by a copy of the layer anew."""
+        found = LmdbFile(self.params.source)
+        if not len(found):
+            raise ValueError(f'the database "{self.params.source}" is empty')
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "database"}
 
     def infer(self, params: Any) -> tuple[Shape, ...]:
         """The tops' shapes, which the first record decides; raises ValueError if it cannot be read."""
@@ -114,9 +93,10 @@ class Data(BatchLayer):
         p: Params = self.params
         transform = p.transform_param
         color = True if transform.force_color or p.force_encoded_color else None
-        record = number % self.database.size
+        record = number % len(self.database)
+        stored = self.database[record]
         try:
-            return read_datum(self.database[record], False if transform.force_gray else color)
+            return read_datum(stored, False if transform.force_gray else color)
         except ValueError as error:
             raise ValueError(f'record {record} of "{p.source}": {error}') from None
 
@@ -130,6 +110,6 @@ class Data(BatchLayer):
             labels.append(float(label))
             if made[-1].shape != made[0].shape:
                 found = f"{list(made[-1].shape)}, the batch's first {list(made[0].shape)}"
-                record = number % self.database.size
+                record = number % len(self.database)
                 raise ValueError(f"images of a batch have one size: record {record} is {found}")
         return torch.stack(made), torch.tensor(labels)

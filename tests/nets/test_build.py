@@ -80,7 +80,7 @@ layer:
         "net.yaml:3:71: warning: Input does not read transform_param; its own is input_param",
         "net.yaml:5:42: warning: InnerProduct does not read convolution_param; "
         "its own is inner_product_param",
-        "net.yaml:6:37: warning: Silence does not read relu_param; it has no parameters",
+        "net.yaml:6:39: warning: Silence does not read relu_param; it has no parameters",
     ]
 
 

@@ -188,6 +188,7 @@ def test_display_and_tests(solve):
         line.replace("  ", " ")
         for line in (
             "Solving ",
+            "Learning Rate Policy: fixed",
             f"Iteration 0, {test[0]}",
             test[1],
             f"Iteration 0, {train[0]}",

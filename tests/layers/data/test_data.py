@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import os
+import pickle
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +132,7 @@ def test_refusals_are_located(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r'net\.prototxt:2:.*there is no database ".*missing"'):
         net(tmp_path / "missing")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SpecError, match=r'cannot open the database ".*empty"'):
+    with pytest.raises(SpecError, match=r'there is no data\.mdb in ".*empty"'):
         net(tmp_path / "empty")
     source = database(tmp_path, b"\xff\xff\xff")
     with pytest.raises(SpecError, match=r'record 0 of ".*db": the record is not a Datum'):
@@ -148,7 +153,55 @@ def test_sizes_may_differ_in_batches_of_one(tmp_path: Path) -> None:
     )
 
 
+def test_a_database_that_is_cut_short(tmp_path: Path) -> None:
+    source = database(tmp_path, *(datum(np.zeros((1, 30, 30), np.uint8)) for _ in range(99)))
+    size = (source / "data.mdb").stat().st_size
+    os.truncate(source / "data.mdb", size - 3000)
+    with pytest.raises(
+        SpecError, match=rf'layer "d": .*db" is cut short: 3000 of {size} bytes are missing'
+    ):
+        net(source)
+
+
+def test_a_database_that_its_writer_has_open(tmp_path: Path) -> None:
+    """It can be opened beside a net, a net beside it, and both once the net is gone."""
+    path = str(database(tmp_path, datum(np.zeros((1, 1, 1), np.uint8))))
+    with lmdb.open(path):
+        made = net(Path(path))
+        made()
+    for _ in range(2):
+        with lmdb.open(path, readonly=True) as environment:
+            assert environment.stat()["entries"] == 1
+        made = None
+
+
+def test_a_database_that_is_made_anew(tmp_path: Path) -> None:
+    """A layer reads on what it has opened; the next, or a copy, reads what is there."""
+    source = database(tmp_path, *(datum(np.full((1, 1, 1), i, np.uint8), i) for i in range(3)))
+    old = made(source)
+    old()
+    shutil.rmtree(source)
+    database(tmp_path, *(datum(np.full((1, 1, 1), i, np.uint8), 10 + i) for i in range(3)))
+    for layer in (copy.deepcopy(old), pickle.loads(pickle.dumps(old))):
+        assert [layer()[1].tolist() for _ in range(2)] == [[12, 10], [11, 12]]
+    assert made(source)()[1].tolist() == [10, 11]
+    assert [old()[1].tolist() for _ in range(2)] == [[2, 0], [1, 2]]
+
+
+def test_a_database_that_is_written_to(tmp_path: Path) -> None:
+    source = database(tmp_path, datum(np.zeros((1, 1, 1), np.uint8), 1))
+    layer = made(source)
+    layer.infer(layer.params)
+    database(tmp_path, *[datum(np.zeros((1, 1, 1), np.uint8), 2)] * 3)
+    assert layer()[1].tolist() == [1, 1]
+    database(tmp_path, *[datum(np.zeros((1, 1, 1), np.uint8), 3)] * 3)
+    with pytest.raises(ValueError, match=r'^the database ".*db" was changed while it was read$'):
+        layer()
+    assert made(source)()[1].tolist() == [3, 3]
+
+
 def test_without_lmdb(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "lmdb", None)
-    with pytest.raises(ValueError, match=r"^Data needs lmdb: pip install 'cortado\[lmdb\]'$"):
-        made(tmp_path)
+    """The reader is cortado's own."""
+    layer = made(database(tmp_path, datum(np.zeros((1, 1, 1), np.uint8), 5)))
+    monkeypatch.setitem(sys.modules, "lmdb", None)
+    assert layer()[1].tolist() == [5, 5]
