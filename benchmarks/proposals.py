@@ -58,7 +58,7 @@ class Cutout:
 def photograph(name: str) -> np.ndarray:
     """A photograph that scikit-image installs with itself, RGB."""
     import skimage.data
-    from cortado.layers._runtime.transform import read_image
+    from cortado.layers._runtime.images import read_image
 
     folder = Path(skimage.data.__file__).parent
     return read_image(next(folder.glob(f"{name}.*[gG]")))

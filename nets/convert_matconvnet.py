@@ -11,21 +11,20 @@ The images that a net takes are the spec's matter: nets trained in MatConvNet ta
 
 from __future__ import annotations
 
-import struct
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from cortado.layers._runtime import mat_file
 
 from .stored import Shapes, Stored
 
 Array = npt.NDArray[Any]
-
-# What loadmat raises for bytes that are no such file, and a file of something else leads to.
-_BROKEN = (ValueError, TypeError, LookupError, StopIteration, EOFError, struct.error, zlib.error)
+Struct: TypeAlias = Mapping[str, Any] | np.void
+Layer: TypeAlias = tuple[str, str, list[Array]]
+"""A layer's name, type and parameters."""
 
 CONVOLUTIONS = ("conv", "convt", "dagnn.Conv", "dagnn.ConvTranspose")
 
@@ -33,50 +32,46 @@ CONVOLUTIONS = ("conv", "convt", "dagnn.Conv", "dagnn.ConvTranspose")
 def read(path: Path, shapes: Shapes) -> list[Stored]:
     """The layers of a file that have parameters, suited to the ``shapes`` of the net to fill.
 
-    Raises ValueError where the file is no net of MatConvNet's, or of MATLAB's version 7.3.
+    Raises ValueError where the file is damaged, of MATLAB's version 7.3, or no net of MatConvNet's.
     """
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
+    file = mat_file.read(path)
     try:
-        with open(path, "rb") as stream:
-            file = loadmat(stream)
-        net = next(_records(file["net"])) if "net" in file else file
-        layers = list(_records(net["layers"]))
+        net = next(_structs(file["net"]), {}) if "net" in file else file
+        layers = list(_structs(_field(net, "layers")))
         found = _dagnn(net, layers) if "params" in _names(net) else map(_simplenn, layers)
         stored = [
             Stored(name, dict(enumerate(_blobs(type, values, shapes.get(name, ())))))
             for name, type, values in found
             if values
         ]
-    except NotImplementedError:
-        hint = "MATLAB's version 7.3 is not read: save it with -v7"
-        raise ValueError(f"{path}: {hint}") from None
-    except (*_BROKEN, MatReadError) as error:
-        raise ValueError(f"{path}: not a net of MatConvNet's: {error!r}") from None
-    if not stored:
-        raise ValueError(f"{path}: not a net of MatConvNet's: no layer has parameters")
+        if not stored:
+            raise ValueError("no layer has parameters")
+    except ValueError as error:
+        raise ValueError(f"{path}: not a net of MatConvNet's: {error}") from None
     return stored
 
 
-def _dagnn(net: Any, layers: list[Any]) -> Iterator[tuple[str, str, list[Array]]]:
-    """Each layer's name, type and parameters, which the net holds by name."""
-    params = {_text(param, "name"): param["value"] for param in _records(net["params"])}
+def _dagnn(net: Struct, layers: list[Struct]) -> Iterator[Layer]:
+    params = {_text(param, "name"): _field(param, "value") for param in _structs(_field(net, "params"))}
     for layer in layers:
-        values = [params[str(name.item())] for name in layer["params"].ravel()]
-        yield _text(layer, "name"), _text(layer, "type"), values
+        names = [_string(name, "params") for name in _field(layer, "params").ravel()]
+        if missing := set(names) - set(params):
+            raise ValueError(f'expected parameters called "{min(missing)}"')
+        yield _text(layer, "name"), _text(layer, "type"), [params[name] for name in names]
 
 
-def _simplenn(layer: Any) -> tuple[str, str, list[Array]]:
-    """A layer's name, type and parameters: ``weights``, or in old files ``filters`` and ``biases``."""
+def _simplenn(layer: Struct) -> Layer:
+    """A layer's parameters are its ``weights``, or in old files ``filters`` and ``biases``."""
     names = _names(layer)
-    old = [layer[name] for name in ("filters", "biases") if name in names]
-    values = list(layer["weights"].ravel()) if "weights" in names else old
+    old = [_field(layer, name) for name in ("filters", "biases") if name in names]
+    values = list(_field(layer, "weights").ravel()) if "weights" in names else old
     return _text(layer, "name"), _text(layer, "type"), values
 
 
 def _blobs(type: str, values: Sequence[Array], wanted: Sequence[tuple[int, ...]]) -> Iterator[Array]:
     for i, value in enumerate(values):
+        if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiu" or value.ndim > 4:
+            raise ValueError(f"expected parameters of up to four axes, got {_shown(value)}")
         if type in CONVOLUTIONS and i == 0:
             axes = value.shape + (1,) * (4 - value.ndim)
             filters = value.reshape(axes).transpose(3, 2, 0, 1)
@@ -86,16 +81,42 @@ def _blobs(type: str, values: Sequence[Array], wanted: Sequence[tuple[int, ...]]
             yield value.reshape([size for size in value.shape if size != 1] or [1])
 
 
-def _records(array: Array) -> Iterator[Any]:
+def _structs(array: Any) -> Iterator[Struct]:
     """The structs of a struct array, or of a cell array of structs."""
-    for item in array.ravel():
-        yield item.ravel()[0] if isinstance(item, np.ndarray) else item
+    for item in array.ravel() if isinstance(array, np.ndarray) else [array]:
+        struct = item.flat[0] if isinstance(item, np.ndarray) and item.size else item
+        if not isinstance(struct, np.void):
+            raise ValueError(f"expected a struct, got {_shown(struct)}")
+        yield struct
 
 
-def _names(record: Any) -> Sequence[str]:
-    return list(record) if isinstance(record, dict) else record.dtype.names or ()
+def _names(struct: Struct) -> Sequence[str]:
+    return list(struct) if isinstance(struct, Mapping) else struct.dtype.names or ()
 
 
-def _text(record: Any, name: str) -> str:
-    value = record[name] if name in _names(record) else ""
-    return str(value.item()) if isinstance(value, np.ndarray) and value.size else ""
+def _field(struct: Struct, name: str) -> Array:
+    if name not in _names(struct):
+        raise ValueError(f'expected a field "{name}", got {list(_names(struct))}')
+    value = struct[name]
+    if not isinstance(value, np.ndarray):
+        raise ValueError(f'expected an array as "{name}", got {_shown(value)}')
+    return value
+
+
+def _text(struct: Struct, name: str) -> str:
+    return _string(struct[name], name) if name in _names(struct) else ""
+
+
+def _string(value: Any, name: str) -> str:
+    """The one string of an array, or of an empty one none."""
+    if isinstance(value, np.ndarray) and not value.size:
+        return ""
+    if not isinstance(value, np.ndarray) or value.dtype.kind != "U" or value.size > 1:
+        raise ValueError(f'expected a string as "{name}", got {_shown(value)}')
+    return str(value.item())
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, np.ndarray):
+        return type(value).__name__
+    return f"{list(value.shape)} of {value.dtype.name if value.dtype.names is None else 'structs'}"

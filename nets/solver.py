@@ -35,7 +35,7 @@ from .solver_params import Source, read_params, sources
 from .solver_state import SolverState, read_state, write_state
 from .specs import load
 from .training import Autocast, LossOf
-from .updates import POLICIES, RULES
+from .updates import POLICIES, REGULARIZATIONS, RULES
 from .weights import load as load_weights
 from .weights import save, share
 
@@ -275,7 +275,8 @@ class Solver:
         return loss
 
     def _due(self, interval: int) -> bool:
-        return interval > 0 and self.iter % interval == 0
+        """As in Caffe a negative interval is as good as a positive one."""
+        return interval != 0 and self.iter % interval == 0
 
     def _any(self, *flags: bool) -> list[bool]:
         """Whether each is true in one process at least: all go on, and stop, together."""
@@ -403,8 +404,8 @@ class Solver:
         parameter, decay = blob.parameter, self.params.weight_decay * blob.decay_mult
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad * scale
         if decay:
-            pull = parameter if self.params.regularization_type == "L2" else parameter.sign()
-            gradient.add_(pull, alpha=decay)
+            pull = REGULARIZATIONS[self.params.regularization_type]
+            gradient.add_(pull(parameter), alpha=decay)
         return gradient
 
     def test(self) -> list[Tensors]:
@@ -438,7 +439,7 @@ class Solver:
                 sums[name] = sums.get(name, 0) + blobs[name].double()
         means = {name: total / passes for name, total in sums.items()}
         if self.params.test_compute_loss:
-            self.log(f"Test loss: {loss / passes:.6g}")
+            self.log(f"Test loss: {loss / passes if passes else math.nan:.6g}")
         for line in _output_lines(net, means):
             self.log(f"    Test net output {line}")
         if self.on_test:

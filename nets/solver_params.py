@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from cortado.prototxt_like.message import Message
 from cortado.prototxt_like.source import Errors, SpecError, did_you_mean
 
 from .graph import StateFields
-from .updates import POLICIES, RULES
+from .updates import POLICIES, REGULARIZATIONS, RULES
 
 
 class Mode(enum.Enum):
@@ -37,7 +37,6 @@ class SnapshotFormat(enum.Enum):
             "SAFETENSORS": (".safetensors", ".solverstate"),
         }[self.name]
 
-
     @property
     def words(self) -> tuple[str, str]:
         """What Caffe's log calls the two."""
@@ -61,28 +60,31 @@ class SolverParams:
     train_net: str = ""
     test_net: tuple[str, ...] = ()
     type: str = "SGD"
-    base_lr: float = _field(0.0, low=0)
-    lr_policy: str = "fixed"
-    gamma: float = _field(0.0, low=0)
+    base_lr: float = 0.0
+    lr_policy: str = ""
+    """Must be given."""
+    gamma: float = 0.0
     power: float = 0.0
-    stepsize: int = _field(0, low=0)
-    stepvalue: tuple[int, ...] = _field((), low=0)
-    momentum: float = _field(0.0, low=0)
-    momentum2: float = _field(0.999, low=0, high=1)
-    rms_decay: float = _field(0.99, low=0, high=1)
-    delta: float = _field(1e-8, low=0)
-    weight_decay: float = _field(0.0, low=0)
+    stepsize: int = 0
+    stepvalue: tuple[int, ...] = ()
+    momentum: float = 0.0
+    momentum2: float = 0.999
+    rms_decay: float = 0.99
+    delta: float = 1e-8
+    weight_decay: float = 0.0
     regularization_type: str = "L2"
-    clip_gradients: float = -1.0
+    clip_gradients: float = _field(-1.0, infinite=True)
     iter_size: int = _field(1, low=1)
-    max_iter: int = _field(0, low=0)
-    display: int = _field(0, low=0)
+    """At least 1: Caffe divides by it."""
+    max_iter: int = 0
+    display: int = 0
     average_loss: int = _field(1, low=1)
-    test_iter: tuple[int, ...] = _field((), low=1)
-    test_interval: int = _field(0, low=0)
+    test_iter: tuple[int, ...] = ()
+    """Passes of each test; 0 is a test that says nothing."""
+    test_interval: int = 0
     test_initialization: bool = True
     test_compute_loss: bool = False
-    snapshot: int = _field(0, low=0)
+    snapshot: int = 0
     snapshot_prefix: str = ""
     snapshot_format: SnapshotFormat = SnapshotFormat.BINARYPROTO
     snapshot_after_train: bool = True
@@ -93,13 +95,14 @@ class SolverParams:
     test_state: tuple[StateFields, ...] = ()
     solver_mode: Mode | None = None
     """Where ``cortado train`` runs without ``--device``. A Solver is where its ``device`` says."""
-    device_id: int = _field(0, low=0)
+    device_id: int = 0
     debug_info: bool = False
     """Read and ignored, as the two below."""
     snapshot_diff: bool = False
     layer_wise_reduce: bool = True
 
 
+Complain = Callable[..., None]  # of a field, with a text
 NETS = ("net_param", "train_net_param", "test_net_param")
 TRAINED = ("train_net_param", "train_net", "net_param", "net")
 
@@ -125,33 +128,63 @@ def _check(params: SolverParams, message: Message, errors: Errors) -> None:
         given = message.get(name)
         errors.add(text, given.value.span if given else message.span, hint)
 
-    known: dict[str, Mapping[str, object]] = {
-        "type": RULES,
-        "lr_policy": POLICIES,
-        "regularization_type": dict.fromkeys(("L1", "L2")),
-    }
+    known: dict[str, Collection[str]] = {"type": RULES, "lr_policy": POLICIES}
+    if params.weight_decay:
+        known["regularization_type"] = REGULARIZATIONS
+    if "lr_policy" not in message:
+        listing = ", ".join(sorted(known.pop("lr_policy")))
+        complain("lr_policy", 'a solver needs "lr_policy"', f"lr_policy: one of {listing}")
     for name, choices in known.items():
         value = getattr(params, name)
         if value not in choices:
             complain(name, f'unknown {name} "{value}"', did_you_mean(value, choices, "known"))
-    if params.type in RULES and params.momentum and not RULES[params.type].momentum:
-        complain("momentum", f"{params.type} has no momentum, got {params.momentum:g}")
-    if params.type == "RMSProp" and params.rms_decay == 1:
-        complain("rms_decay", "RMSProp's rms_decay must be below 1, got 1")
-    for name in POLICIES[params.lr_policy].needs if params.lr_policy in POLICIES else ():
-        if not getattr(params, name):
-            complain("lr_policy", f'lr_policy "{params.lr_policy}" needs {name}')
+    _check_rule(params, complain)
+    _check_policy(params, message, complain)
+    for name in ("net_param", "train_net_param"):
+        nets = message.all(name)
+        if len(nets) > 1:
+            text = f'"{name}" takes one value, already given at {nets[0].value.span}'
+            errors.add(text, nets[1].value.span)
     given = [name for name in TRAINED if name in message]
     if not given:
         complain("net", 'a solver needs "net"')
     if len(given) > 1:
         complain(given[1], f"a solver trains one net, given by {' and '.join(given)}")
-    if params.test_iter and not params.test_interval:
-        complain("test_iter", "test_iter needs test_interval")
     _check_tests(params, message, complain)
 
 
-def _check_tests(params: SolverParams, message: Message, complain: Callable[[str, str], None]) -> None:
+def _check_rule(params: SolverParams, complain: Complain) -> None:
+    """What the update rule does not take; Adam divides by 1 - momentum^t."""
+    p = params
+    if p.type in RULES and p.momentum and not RULES[p.type].momentum:
+        complain("momentum", f"{p.type} has no momentum, got {p.momentum:g}")
+    if p.type == "RMSProp" and not 0 <= p.rms_decay < 1:
+        text = f"RMSProp's rms_decay must be at least 0 and below 1, got {p.rms_decay:g}"
+        complain("rms_decay", text)
+    if p.type == "Adam" and abs(p.momentum) == 1:
+        complain("momentum", f"Adam has no bias correction for a momentum of {p.momentum:g}")
+    if p.type == "Adam" and abs(p.momentum2) > 1:
+        complain("momentum2", f"Adam's momentum2 must be in -1..1, got {p.momentum2:g}")
+
+
+def _check_policy(params: SolverParams, message: Message, complain: Complain) -> None:
+    if params.lr_policy not in POLICIES:
+        return
+    policy, needs = POLICIES[params.lr_policy], f'lr_policy "{params.lr_policy}" needs'
+    for name in policy.needs:
+        value = getattr(params, name)
+        if name not in message:
+            complain("lr_policy", f"{needs} {name}")
+        elif value <= 0:
+            complain(name, f"{needs} {name} above 0, got {value}")
+    if policy.gamma and params.gamma < 0:
+        complain("gamma", f"{needs} gamma of at least 0, got {params.gamma:g}")
+
+
+def _check_tests(params: SolverParams, message: Message, complain: Complain) -> None:
+    if params.test_iter and params.test_interval <= 0:
+        given = f" above 0, got {params.test_interval}" if "test_interval" in message else ""
+        complain("test_interval" if given else "test_iter", f"test_iter needs test_interval{given}")
     named = len(params.test_net) + len(message.all("test_net_param"))
     generic = "net" in message or "net_param" in message
     tests = len(params.test_iter)

@@ -81,11 +81,17 @@ RULES = {
 }
 
 
+REGULARIZATIONS: dict[str, Callable[[Tensor], Tensor]] = {"L2": lambda x: x, "L1": Tensor.sign}
+"""What weight decay adds to a parameter's gradient, but for its factor."""
+
+
 def poly(p: SolverParams, t: int) -> float:
-    """base_lr (1 - t / max_iter)^power; ValueError beyond ``max_iter``, where that is no number."""
-    if t > p.max_iter:
+    """base_lr (1 - t / max_iter)^power; ValueError where that is no number: beyond ``max_iter``,
+    unless the power is whole."""
+    left = 1 - t / p.max_iter
+    if (left < 0 and p.power % 1) or (left == 0 and p.power < 0):
         raise ValueError(f'lr_policy "poly" ends at max_iter {p.max_iter}, this is iteration {t}')
-    return float(p.base_lr * (1 - t / p.max_iter) ** p.power)
+    return float(p.base_lr * left**p.power)
 
 
 def sigmoid(p: SolverParams, t: int) -> float:
@@ -100,25 +106,27 @@ def multistep(p: SolverParams, t: int, step: int) -> int:
 
 @dataclass(frozen=True)
 class Policy:
-    """A learning rate by iteration, and the fields that it needs to be above zero."""
+    """A learning rate by iteration, the fields that it needs to be above zero, and whether it reads
+    gamma, which is not negative then."""
 
     rate: Callable[[SolverParams, int, int], float]
     """Of the parameters, the iteration, and ``current_step``."""
     needs: tuple[str, ...] = ()
+    gamma: bool = True
     steps: Callable[[SolverParams, int, int], int] = lambda p, t, step: step
     """``current_step`` at an iteration, from the one before."""
 
 
 POLICIES = {
-    "fixed": Policy(lambda p, t, step: p.base_lr),
+    "fixed": Policy(lambda p, t, step: p.base_lr, gamma=False),
     "step": Policy(
         lambda p, t, step: p.base_lr * p.gamma**step,
         ("stepsize",),
-        lambda p, t, step: t // p.stepsize,
+        steps=lambda p, t, step: t // p.stepsize,
     ),
     "exp": Policy(lambda p, t, step: p.base_lr * p.gamma**t),
     "inv": Policy(lambda p, t, step: p.base_lr * (1 + p.gamma * t) ** -p.power),
-    "multistep": Policy(lambda p, t, step: p.base_lr * p.gamma**step, (), multistep),
-    "poly": Policy(lambda p, t, step: poly(p, t), ("max_iter",)),
+    "multistep": Policy(lambda p, t, step: p.base_lr * p.gamma**step, steps=multistep),
+    "poly": Policy(lambda p, t, step: poly(p, t), ("max_iter",), gamma=False),
     "sigmoid": Policy(lambda p, t, step: sigmoid(p, t), ("stepsize",)),
 }

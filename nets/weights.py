@@ -221,6 +221,8 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch.load documents none: zip, pickle and key errors among others
         why = str(error).split("\n")[0] or type(error).__name__
+        if "weights_only" in why:  # torch goes on to advise what would run the file's code
+            why = "it holds more than names and tensors, of which nothing is run"
         raise ValueError(f"{path}: not a file of weights: {why}") from None
     if not isinstance(state, dict):
         raise ValueError(f"{path}: expected a state_dict, got {type(state).__name__}")

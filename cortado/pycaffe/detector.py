@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from cortado.layers._runtime.blob import Array
 from cortado.layers._runtime.proposals import selective_search
-from cortado.layers._runtime.transform import as_rgb
 
 from . import io
 from .classifier import transformer
@@ -107,5 +106,5 @@ class Detector(Net):
 
 def _proposed(filename: str | Path, count: int) -> Array:
     """Windows (ymin, xmin, ymax, xmax), the maxima outside, around a file's proposals."""
-    boxes = selective_search(as_rgb(io.load_image(filename)), count).numpy().astype(int)
+    boxes = selective_search(io.load_image(filename), count).numpy().astype(int)
     return np.stack([boxes[:, 1], boxes[:, 0], boxes[:, 3] + 1, boxes[:, 2] + 1], axis=1)

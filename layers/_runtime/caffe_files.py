@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from .images import planes, read_image
 
 Array = npt.NDArray[Any]
 
@@ -30,7 +31,8 @@ def read_datum(record: bytes, color: bool | None = None) -> tuple[Array, int]:
     """The image [C, H, W] of a serialised Datum, uint8 or float32, and its label.
 
     An encoded image is BGR as OpenCV reads it: with ``color`` true of three channels, false of one,
-    None as it is stored. Raises ValueError for what is no Datum, or one that is not whole.
+    None as it is stored. Raises ValueError for what is no Datum, or one that is not whole, and as
+    :func:`~cortado.layers._runtime.images.read_image` does.
     """
     from cortado.prototxt_like.schema import message
     from google.protobuf.message import DecodeError
@@ -41,33 +43,9 @@ def read_datum(record: bytes, color: bool | None = None) -> tuple[Array, int]:
     except DecodeError:
         raise ValueError("the record is not a Datum") from None
     if datum.encoded:
-        return decode_image(datum.data, color, "an encoded Datum"), datum.label
+        return planes(read_image(datum.data, color, "an encoded Datum")), datum.label
     shape = (datum.channels, datum.height, datum.width)
     values = np.frombuffer(datum.data, np.uint8) if datum.data else np.float32(datum.float_data)
     if min(shape) < 1 or values.size != shape[0] * shape[1] * shape[2]:
         raise ValueError(f"a Datum of {list(shape)} has {values.size} values")
     return values.reshape(shape), datum.label
-
-
-def decode_image(file: str | Path | bytes, color: bool | None, what: str) -> Array:
-    """An image file, or its bytes, as uint8 [C, H, W], channels BGR, (B, G, R, alpha) or grey.
-
-    ``color``: True BGR, False grey, None as stored. Raises ValueError, which calls it ``what``.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
-            pixels = np.asarray(image.convert(_mode(image.mode, color)))
-    except (OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read {what}: {error}") from None
-    if pixels.ndim == 2:
-        return pixels[None].copy()
-    order = [2, 1, 0, 3][: pixels.shape[2]]
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1)[order])
-
-
-def _mode(stored: str, color: bool | None) -> str:
-    if color is not None:
-        return "RGB" if color else "L"
-    return stored if stored in ("L", "RGBA") else "L" if stored in ("1", "I;16") else "RGB"

@@ -64,8 +64,8 @@ def member(path: str | Path, group: Any, name: str | bytes) -> Any:
 
 
 def datasets(path: str | Path, group: Any) -> Iterator[tuple[str, Any]]:
-    """Every data set in a group and in those inside, by the path of its name, each object once. Raises
-    ValueError for links, and for a name that is not UTF-8."""
+    """Every data set in a group and in those inside, by the path of its name. Raises ValueError for
+    links, a group of two names, and a name that is not UTF-8."""
     import h5py
 
     seen: set[int] = set()
@@ -77,10 +77,10 @@ def datasets(path: str | Path, group: Any) -> Iterator[tuple[str, Any]]:
                 raise ValueError(f"{path}: a name that is not UTF-8: {name!r}")
             if isinstance(item, h5py.Dataset):
                 yield prefix + name, item
-            elif (
-                isinstance(item, h5py.Group)
-                and (address := h5py.h5o.get_info(item.id).addr) not in seen
-            ):
+            elif isinstance(item, h5py.Group):
+                address = h5py.h5o.get_info(item.id).addr
+                if address in seen:  # a circle, or as many ways to a group as there are levels
+                    raise ValueError(f"{path}: {shown(prefix + name)} is another group's second name")
                 seen.add(address)
                 yield from walk(item, f"{prefix}{name}/")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -50,14 +49,6 @@ class TransformParams:
     def channels(self) -> int:
         """Number of channels of the blob."""
         return 1 if self.channel_order is ChannelOrder.GRAY else 3
-
-
-def read_image(path: str | Path) -> np.ndarray:
-    """An image file as RGB uint8 [H, W, 3], its pixels as stored; OSError if it is none."""
-    from PIL import Image
-
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
 
 
 def as_rgb(image: np.ndarray) -> np.ndarray:

@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checks import Shape
+from .images import SUFFIXES, read_image
 from .layer import Layer
 from .params import param
-from .transform import TransformParams, read_image
+from .transform import TransformParams
 
 
 @dataclass(frozen=True)
@@ -60,21 +61,21 @@ class ViewParams:
 def read_photographs(source: str) -> list[np.ndarray]:
     """The RGB images of one ``source``: a file, a folder, or scikit-image's own by name.
 
-    Raises FileNotFoundError that names the source.
+    Raises ValueError that names the source, or the file that is no image.
     """
-    import skimage.data
-
     folder = Path(source)
     if source.startswith("skimage:"):
+        import skimage.data
+
         folder = Path(skimage.data.__file__).parent
         paths = [folder / f"{source[8:]}{end}" for end in (".png", ".jpg")]
         paths = [path for path in paths if path.is_file()]
     elif folder.is_dir():
-        paths = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in (".png", ".jpg", ".jpeg")]
+        paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
     else:
         paths = [folder] if folder.is_file() else []
     if not paths:
-        raise FileNotFoundError(f'source "{source}": no image file, folder of images or skimage:NAME')
+        raise ValueError(f'source "{source}": no image file, folder of images or skimage:NAME')
     return [read_image(path) for path in paths]
 
 

@@ -7,7 +7,7 @@ false``), resized, cropped and so on as ``transform_param`` says; labels [N], fl
 a batch have the size of its first; a batch of one may have any. The list is read round and round,
 shuffled anew each time with ``shuffle``, from a random one of the first ``rand_skip`` images on.
 
-Images are decoded by Pillow, where Caffe uses OpenCV; an EXIF orientation is not applied.
+Images are read to the pixels that OpenCV gives, as Caffe does: in 8 bits, turned as EXIF says.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from .._runtime.batches import BatchLayer
-from .._runtime.caffe_files import decode_image
 from .._runtime.checks import Shape
+from .._runtime.images import planes, read_image
 from .._runtime.parallel import samples
 from .._runtime.params import param
 from .._runtime.registry import register
@@ -105,7 +105,8 @@ class ImageData(BatchLayer):
         name, label = self.images[self._index(number + self.skipped)]
         order = p.transform_param.channel_order
         color = p.is_color and order is not ChannelOrder.GRAY
-        image = decode_image(p.root_folder + name, color, f'image "{p.root_folder}{name}"')
+        path = p.root_folder + name
+        image = planes(read_image(path, color, f'image "{path}"'))
         if p.new_height:
             image = resized(image, p.new_height, p.new_width)
         return image[::-1] if color and order is ChannelOrder.RGB else image, label

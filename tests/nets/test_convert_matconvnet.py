@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from cortado.nets.convert_matconvnet import read
 from cortado.nets.net import Net
 from cortado.nets.weights import load
 from cortado.prototxt_like import SpecError, loads
 from scipy.io import savemat
+from scipy.sparse import csc_matrix
 
 SPEC = """
 layer:
@@ -147,14 +149,80 @@ def test_a_batch_normalization_is_not_taken_for_caffes(tmp_path):
         load(Net(loads(spec)), tmp_path / "net.mat")
 
 
+def layer(**fields):
+    return {"layers": cells(struct(name="conv", type="conv", **fields))}
+
+
+def dagnn_of(params, layers):
+    return {"params": params, "layers": struct(name="conv", type="dagnn.Conv", params=layers)}
+
+
+PARAM = struct(name="f", value=np.ones((3, 3)))
+
+
 @pytest.mark.parametrize(
-    "content",
-    [{"x": 1}, {"layers": 1}, {"net": struct(x=1)}, {"layers": cells("a")}, {"net": np.zeros((0, 0))}],
+    ("content", "why"),
+    [
+        ({"x": 1}, "expected a field \"layers\", got ['x']"),
+        ({"layers": 1}, "expected a struct, got int64"),
+        ({"net": struct(x=1)}, "expected a field \"layers\", got ['x']"),
+        ({"net": "text"}, "expected a struct, got str_"),
+        ({"net": np.zeros((0, 0))}, 'expected a field "layers", got []'),
+        ({"net": csc_matrix(np.eye(2))}, "expected a struct, got csc_matrix"),
+        ({"layers": csc_matrix(np.eye(2))}, 'expected an array as "layers", got csc_matrix'),
+        ({"layers": cells("a")}, "expected a struct, got str_"),
+        ({"layers": cells(np.zeros((0, 1)))}, "expected a struct, got [0, 1] of float64"),
+        ({"layers": cells(struct(name="relu", type="relu"))}, "no layer has parameters"),
+        (layer(weights=cells("text")), "expected parameters of up to four axes, got [1] of str128"),
+        (layer(weights=cells(1j)), "expected parameters of up to four axes, got [1, 1] of complex128"),
+        (
+            layer(weights=cells(np.ones((2, 2, 2, 2, 2)))),
+            "expected parameters of up to four axes, got [2, 2, 2, 2, 2] of float64",
+        ),
+        (layer(weights=np.ones(3)), "expected parameters of up to four axes, got float64"),
+        (layer(weights=struct(x=1)), "expected parameters of up to four axes, got void"),
+        (layer(filters=csc_matrix(np.eye(2))), 'expected an array as "filters", got csc_matrix'),
+        (
+            {"layers": cells(struct(name=np.array(["a", "b"]), type="conv"))},
+            'expected a string as "name", got [2] of str32',
+        ),
+        (
+            {"layers": cells(struct(name=7, type="conv"))},
+            'expected a string as "name", got [1, 1] of int64',
+        ),
+        (dagnn_of(1, cells("f")), "expected a struct, got int64"),
+        (dagnn_of(struct(name="f"), cells("f")), "expected a field \"value\", got ['name']"),
+        (dagnn_of(PARAM, cells("f", "g")), 'expected parameters called "g"'),
+        (dagnn_of(PARAM, np.ones(2)), 'expected a string as "params", got float64'),
+        ({"params": PARAM, "layers": struct(name="a")}, "expected a field \"params\", got ['name']"),
+    ],
 )
-def test_other_mat_files(tmp_path, content):
+def test_other_mat_files(tmp_path, content, why):
     savemat(tmp_path / "net.mat", content)
-    with pytest.raises(ValueError, match=r"net.mat: not a net of MatConvNet's"):
+    with pytest.raises(ValueError) as caught:
         load(Net(loads(SPEC)), tmp_path / "net.mat")
+    assert str(caught.value) == f"{tmp_path / 'net.mat'}: not a net of MatConvNet's: {why}"
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("content", [simplenn(), simplenn(old=True), dagnn()])
+def test_damaged_files(tmp_path, content, compressed):
+    path = tmp_path / "net.mat"
+    savemat(path, content, do_compression=compressed)
+    data = np.frombuffer(path.read_bytes(), np.uint8)
+    rng = np.random.default_rng(0)
+    refusals = []
+    for _ in range(100):
+        damaged = data.copy()
+        damaged[rng.integers(len(data), size=rng.integers(1, 9))] ^= np.uint8(1 << rng.integers(8))
+        end = len(data) if rng.random() < 0.9 else rng.integers(len(data))
+        path.write_bytes(damaged[:end].tobytes())
+        try:
+            read(path, {})
+        except ValueError as error:
+            refusals.append(str(error))
+    assert len(refusals) > 10
+    assert all(text.startswith(f"{path}: ") for text in refusals)
 
 
 def test_the_hdf5_kind_is_named(tmp_path):

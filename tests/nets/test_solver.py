@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import re
 import signal
@@ -17,6 +18,7 @@ from cortado.nets.signals import Signals
 from cortado.nets.solver import Action, Solver
 from cortado.nets.solver_params import read_params
 from cortado.nets.solver_state import read_state, write_state
+from cortado.nets.updates import RULES
 from cortado.nets.weights import save
 from cortado.prototxt_like import SpecError, load, loads
 from shared import case, cases
@@ -36,6 +38,7 @@ NET_AS_DATA = yaml.safe_load(NET)["layer"]
 SOLVER = (
     "net: net.yaml\nbase_lr: 0.05\nmomentum: 0.9\nweight_decay: 0.01\nmax_iter: 8\nrandom_seed: 7\n"
 )
+FIXED = "lr_policy: fixed\n"
 
 
 def feed(n):
@@ -53,7 +56,8 @@ def solve(tmp_path, monkeypatch):
     (tmp_path / "net.yaml").write_text(NET)
 
     def make(extra="", **options):
-        (tmp_path / "solver.yaml").write_text(SOLVER + extra)
+        fixed = "" if "lr_policy" in extra else FIXED
+        (tmp_path / "solver.yaml").write_text(SOLVER + extra + fixed)
         return Solver("solver.yaml", feed=feed, **{"random_seed": 7, **options})
 
     return make
@@ -145,7 +149,7 @@ layer:
 - {name: loss, type: EuclideanLoss, bottom: [y, z], top: loss}
 """
     )
-    message = loads("net: net.yaml\nbase_lr: 0.001\nrandom_seed: 3\nsnapshot_prefix: run")
+    message = loads(FIXED + "net: net.yaml\nbase_lr: 0.001\nrandom_seed: 3\nsnapshot_prefix: run")
     straight = Solver(message)
     straight.step(2)
     path = straight.snapshot()
@@ -207,6 +211,33 @@ def test_display_and_tests(solve):
     assert solver.test() == solver.test()
 
 
+def test_a_test_of_no_passes(solve):
+    """HED's solver has test_iter: 0; Caffe divides its loss of nothing by 0."""
+    for passes in (0, -3):
+        lines = []
+        text = f"test_iter: {passes}\ntest_interval: 5\ntest_compute_loss: true\n"
+        solver = solve(text + "snapshot_after_train: false\n", log=lines.append)
+        solver.solve()
+        assert solver.iter == 8
+        loss = "nan" if passes == 0 else "-0"
+        assert [line for line in lines if "est" in line] == [
+            "Iteration 0, Testing net (#0)",
+            f"Test loss: {loss}",
+            "Iteration 5, Testing net (#0)",
+            f"Test loss: {loss}",
+        ]
+        assert solver.test() == [{}]
+
+
+def test_negative_intervals_are_as_good_as_positive_ones(solve, tmp_path):
+    lines = []
+    solve("display: -4\nsnapshot: -3\ntest_interval: -1\n", log=lines.append).solve()
+    shown = [line.split(" ")[1].rstrip(",") for line in lines if ", lr =" in line]
+    assert shown == ["0", "4"]
+    states = sorted(path.name for path in tmp_path.glob("*.solverstate"))
+    assert states == [f"solver_iter_{n}.solverstate" for n in (3, 6, 8)]
+
+
 def test_several_test_nets(solve, tmp_path):
     more = "- {name: more, type: Silence, bottom: x, include: {stage: extra}}\n"
     (tmp_path / "net.yaml").write_text(NET)
@@ -227,7 +258,7 @@ def test_the_nets_own_state_holds_where_the_solver_says_nothing(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     (tmp_path / "net.yaml").write_text("state: {phase: TRAIN, level: 2, stage: own}\n" + NET)
     text = "net: net.yaml\ntest_iter: 1\ntest_interval: 1\ntrain_state: {level: 3, stage: mine}\n"
-    solver = Solver(loads(text))
+    solver = Solver(loads(FIXED + text))
     states = [net.graph.state for net in solver.nets]
     assert [state.phase for state in states] == ["TRAIN", "TRAIN"]
     assert [state.level for state in states] == [3, 2]
@@ -236,7 +267,7 @@ def test_the_nets_own_state_holds_where_the_solver_says_nothing(tmp_path, monkey
 
 def test_nets_inside_of_the_solver_spec():
     text = "net_param: {name: inside, " + json.dumps({"layer": NET_AS_DATA})[1:] + "\nbase_lr: 0.1\n"
-    solver = Solver(loads(text), feed=feed)
+    solver = Solver(loads(FIXED + text), feed=feed)
     assert solver.net.graph.name == "inside"
     assert np.isfinite(solver.step())
 
@@ -247,6 +278,60 @@ def test_weight_decay_l1(solve):
     solver.step()
     for p, q in zip(before, solver.net.parameters(), strict=True):
         torch.testing.assert_close(q.detach(), p - q.grad - 0.5 * p.sign())
+
+
+def test_any_rate_momentum_and_decay(solve):
+    """Caffe's V = momentum V + rate (g + decay w), w <- w - V, whatever their signs."""
+    given = {"base_lr": -0.05, "momentum": -0.5, "weight_decay": -0.2}
+    read = read_params(loads(json.dumps({"net": "a", "lr_policy": "fixed", **given})))
+    assert given.items() <= dataclasses.asdict(read).items()
+    solver = solve(**given)
+    p = [parameters(solver)]
+    gradients = []
+    for _ in range(2):
+        solver.step()
+        p.append(parameters(solver))
+        gradients.append([q.grad.clone() for q in solver.net.parameters()])
+    for w0, w1, w2, g1, g2 in zip(*p, *gradients, strict=True):
+        v1 = -0.05 * (g1 - 0.2 * w0)
+        torch.testing.assert_close(w1, w0 - v1)
+        torch.testing.assert_close(w2, w1 - (-0.5 * v1 - 0.05 * (g2 - 0.2 * w1)))
+
+
+@pytest.mark.parametrize(("limit", "factor"), [("inf", 1), ("-inf", 1), ("0", 0)])
+def test_clip_gradients_at_its_ends(solve, limit, factor):
+    solver = solve(f"clip_gradients: {limit}\n", momentum=0.0, weight_decay=0.0)
+    before = parameters(solver)
+    solver.step()
+    for p, q in zip(before, solver.net.parameters(), strict=True):
+        torch.testing.assert_close(q.detach(), p - 0.05 * factor * q.grad)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "wanted"),
+    [
+        ("AdaGrad", {"delta": -1}, 3 / (3 - 1)),
+        ("RMSProp", {"delta": -1, "rms_decay": 0}, 3 / (3 - 1)),
+        ("AdaDelta", {"momentum": -1, "delta": 4}, 3 * math.sqrt(4 / (2 * 9 + 4))),
+        ("Adam", {"momentum": -0.5, "momentum2": -0.5, "delta": 0}, 1),
+        ("Adam", {"momentum": 0.9, "momentum2": 1}, 0),
+        ("Nesterov", {"momentum": -0.5}, 3 * (1 - 0.5)),
+    ],
+)
+def test_rules_take_what_caffes_take(kind, options, wanted):
+    """One update of a gradient of 3 at rate 1, from an empty history."""
+    text = f"net: a\ntype: {kind}\n{FIXED}" + "".join(f"{k}: {v}\n" for k, v in options.items())
+    params, rule = read_params(loads(text)), RULES[kind]
+    history = [torch.zeros(1) for _ in range(rule.histories)]
+    update = rule.update(params, 1.0, 0, torch.tensor([3.0]), history)
+    assert float(update) == pytest.approx(wanted)
+
+
+def test_what_is_not_read_may_be_anything():
+    text = "stepsize: -1\nstepvalue: -4\ngamma: -1\nmomentum2: 7\nrms_decay: 3\nmax_iter: -1\n"
+    text += "test_interval: -4\ndevice_id: -1\nregularization_type: none\n"
+    params = read_params(loads("net: a\n" + FIXED + text))
+    assert (params.gamma, params.stepvalue, params.device_id) == (-1, (-4,), -1)
 
 
 def test_on_iteration(solve):
@@ -272,15 +357,46 @@ def test_on_iteration(solve):
                 '  did you mean "step"? known: exp, fixed, inv, multistep, poly, sigmoid, step',
             ],
         ),
+        (
+            "net: a\nbase_lr: 1",
+            [
+                '<string>:1:1: error: a solver needs "lr_policy"',
+                "  lr_policy: one of exp, fixed, inv, multistep, poly, sigmoid, step",
+            ],
+        ),
         ("net: a\nlr_policy: step", ['<string>:2:12: error: lr_policy "step" needs stepsize']),
         ("net: a\nlr_policy: poly", ['<string>:2:12: error: lr_policy "poly" needs max_iter']),
+        (
+            "net: a\nlr_policy: sigmoid\nstepsize: -3",
+            ['<string>:3:11: error: lr_policy "sigmoid" needs stepsize above 0, got -3'],
+        ),
+        (
+            "net: a\nlr_policy: poly\nmax_iter: 0",
+            ['<string>:3:11: error: lr_policy "poly" needs max_iter above 0, got 0'],
+        ),
         (
             "net: a\ntype: AdaGrad\nmomentum: 0.9",
             ["<string>:3:11: error: AdaGrad has no momentum, got 0.9"],
         ),
         (
             "net: a\ntype: RMSProp\nrms_decay: 1",
-            ["<string>:3:12: error: RMSProp's rms_decay must be below 1, got 1"],
+            ["<string>:3:12: error: RMSProp's rms_decay must be at least 0 and below 1, got 1"],
+        ),
+        (
+            "net: a\ntype: RMSProp\nrms_decay: -0.1",
+            ["<string>:3:12: error: RMSProp's rms_decay must be at least 0 and below 1, got -0.1"],
+        ),
+        (
+            "net: a\ntype: Adam\nmomentum: 1",
+            ["<string>:3:11: error: Adam has no bias correction for a momentum of 1"],
+        ),
+        (
+            "net: a\ntype: Adam\nmomentum2: 1.5",
+            ["<string>:3:12: error: Adam's momentum2 must be in -1..1, got 1.5"],
+        ),
+        (
+            "net: a\nweight_decay: 1\nregularization_type: L3",
+            ['<string>:3:22: error: unknown regularization_type "L3"', "  known: L1, L2"],
         ),
         (
             "net: a\ntest_interval: 9\ntest_net: [b, c]\ntest_iter: 1",
@@ -294,11 +410,22 @@ def test_on_iteration(solve):
             ["<string>:1:6: error: a solver trains one net, given by train_net and net"],
         ),
         ("base_lr: 1", ['<string>:1:1: error: a solver needs "net"']),
-        ("net: a\nbase_lr: -1", ["<string>:2:10: error: base_lr must be at least 0, got -1"]),
+        (
+            "net_param: [{name: a}, {name: b}]",
+            ['<string>:1:24: error: "net_param" takes one value, already given at <string>:1:13'],
+        ),
+        ("net: a\niter_size: 0", ["<string>:2:12: error: iter_size must be at least 1, got 0"]),
+        ("net: a\naverage_loss: 0", ["<string>:2:15: error: average_loss must be at least 1, got 0"]),
         ("net: a\ntest_iter: 5", ["<string>:2:12: error: test_iter needs test_interval"]),
+        (
+            "net: a\ntest_iter: 0\ntest_interval: -1",
+            ["<string>:3:16: error: test_iter needs test_interval above 0, got -1"],
+        ),
     ],
 )
 def test_solver_spec_mistakes(text, wanted):
+    if not any("lr_policy" in part for part in (text, *wanted)):
+        text += "\n" + FIXED
     with pytest.raises(SpecError) as caught:
         Solver(loads(text))
     lines = str(caught.value).splitlines()
@@ -321,7 +448,7 @@ def test_refuses_what_caffe_refuses():
 
 def test_a_net_that_is_not_there():
     with pytest.raises(SpecError, match='1:6: error: no file "net_.yaml" beside the solver'):
-        Solver(loads("net: net_.yaml"))
+        Solver(loads("net: net_.yaml\n" + FIXED))
 
 
 def test_a_mistyped_solver_field():
@@ -506,7 +633,7 @@ def test_weights_fill_what_only_a_test_net_has(solve, tmp_path):
         "- {name: more, type: InnerProduct, bottom: y, top: z, inner_product_param: {num_output: 1}}\n"
     )
     (tmp_path / "more.yaml").write_text(NET + more)
-    trained = Solver(loads("net: more.yaml"))
+    trained = Solver(loads(FIXED + "net: more.yaml"))
     trained.net.params["more"][0].data.fill_(3)
     save(trained.net, tmp_path / "w.pth")
     save(solve().net, tmp_path / "other.caffemodel")
@@ -528,3 +655,23 @@ def test_policies_at_their_ends(solve):
     solver.iter = 2
     with pytest.raises(ValueError, match='"poly" ends at max_iter 1, this is iteration 2'):
         solver.step()
+
+
+def test_poly_beyond_its_end(solve):
+    """Of a whole power Caffe's formula goes on: base_lr (1 - 6 / 4)^power."""
+    for power, factor in ((1, -0.5), (2, 0.25), (-1, -2)):
+        solver = solve(f"lr_policy: poly\npower: {power}\n", max_iter=4)
+        solver.iter = 6
+        assert solver.rate == pytest.approx(0.05 * factor)
+    solver.iter = 4
+    with pytest.raises(ValueError, match='"poly" ends at max_iter 4, this is iteration 4'):
+        assert solver.rate
+
+
+def test_a_step_before_the_beginning(solve):
+    solver = solve("lr_policy: multistep\ngamma: 0.5\nstepvalue: [-1, 2]\n")
+    rates = []
+    for _ in range(4):
+        solver.step()
+        rates.append(solver.last_rate)
+    assert rates == pytest.approx([0.025, 0.025, 0.0125, 0.0125])

@@ -42,7 +42,10 @@ layer:
 - {name: loss, type: CorrespondenceContrastiveLoss, bottom: [feature1, feature2, mined],
    top: [loss, counted]}
 """
-SOLVER = "net: net.yaml\nbase_lr: 0.1\nmomentum: 0.9\nrandom_seed: 5\naverage_loss: 9\niter_size: 2\n"
+SOLVER = (
+    "net: net.yaml\nbase_lr: 0.1\nlr_policy: fixed\nmomentum: 0.9\nrandom_seed: 5\naverage_loss: 9\n"
+    "iter_size: 2\n"
+)
 RUN = """
 import json, os, sys, torch
 from torch import distributed as dist
@@ -104,6 +107,7 @@ net_param:
   - {name: ip, type: InnerProduct, bottom: x, top: y, inner_product_param: {num_output: 2}}
   - {name: loss, type: SoftmaxWithLoss, bottom: [y, t], top: loss}
 base_lr: 0.1
+lr_policy: fixed
 test_iter: 1
 test_interval: 9
 test_initialization: false
@@ -272,6 +276,7 @@ net_param:
   - {name: root, type: ROOT, bottom: y, top: z}
   - {name: loss, type: EuclideanLoss, bottom: [z, y], top: loss}
 base_lr: 0.1
+lr_policy: fixed
 random_seed: 1
 """
 

@@ -104,6 +104,14 @@ def test_mean_images():
     assert made.mean["data"].shape == (3, 4, 6)
     assert made.mean["data"].min() >= 0
     assert made.mean["data"].max() <= 287
+    for channels, shape in ((3, (3, 8, 12)), (2, (2, 3, 3))):
+        made = caffe.io.Transformer({"data": (1, channels, 4, 6)})
+        made.set_mean("data", np.full(shape, 128.0))  # of which Caffe makes NaN
+        np.testing.assert_array_equal(made.mean["data"], np.full((channels, 4, 6), 128))
+    made = caffe.io.Transformer({"data": (1, 1, 4, 6)})
+    made.set_transpose("data", (2, 0, 1))
+    made.set_mean("data", np.full((4, 6), 128.0))  # which Caffe takes for one channel
+    assert (made.preprocess("data", np.zeros((4, 6, 1))) == np.full((1, 4, 6), -128)).all()
 
 
 @pytest.mark.parametrize(
@@ -112,7 +120,13 @@ def test_mean_images():
         ("set_transpose", (1, 0), "order of 2 axes for an input of 3"),
         ("set_channel_swap", (1, 0), "order of 2 channels for an input of 3"),
         ("set_mean", np.zeros(2), "mean of 2 channels for an input of 3"),
-        ("set_mean", np.zeros((1, 3, 4, 6)), r"expected a mean .*, got \[1, 3, 4, 6\]"),
+        (
+            "set_mean",
+            np.zeros((1, 3, 4, 6)),
+            r"expected a mean \[K\] or \[K, H, W\], got \[1, 3, 4, 6\]",
+        ),
+        ("set_mean", np.full((4, 6), 128.0), r"expected a mean \[K\] or \[K, H, W\], got \[4, 6\]"),
+        ("set_mean", np.full((12, 14), 128.0), r"expected a mean \[K\] or \[K, H, W\], got \[12, 14\]"),
     ],
 )
 def test_wrong_preprocessing(setter, value, error):
@@ -158,16 +172,64 @@ def picture(tmp_path):
     return tmp_path / "picture.png", pixels
 
 
-def test_load_image(picture, tmp_path):
+def pictures():
     from PIL import Image
 
-    path, pixels = picture
-    np.testing.assert_allclose(caffe.io.load_image(str(path)), pixels / 255, atol=1e-6)
-    grey = caffe.io.load_image(str(path), color=False)
-    assert grey.shape == (40, 60, 1)
-    assert grey.dtype == np.float32
-    Image.fromarray(pixels[:, :, 0]).save(tmp_path / "grey.png")
-    assert caffe.io.load_image(str(tmp_path / "grey.png")).shape == (40, 60, 3)
+    rng = np.random.default_rng(0)
+    rgb, deep = rng.integers(0, 256, (7, 9, 3), np.uint8), rng.integers(0, 65536, (7, 9), np.uint16)
+    yield "grey.png", Image.fromarray(rgb[..., 0])
+    yield "grey.jpg", Image.fromarray(rgb[..., 0])
+    yield "16 bits.png", Image.fromarray(deep)
+    yield "16 bits.tif", Image.fromarray(deep)
+    yield "1 bit.png", Image.fromarray(rgb[..., 0] > 99)
+    yield "rgb.png", Image.fromarray(rgb)
+    yield "rgb.jpg", Image.fromarray(rgb)
+    yield "rgb.bmp", Image.fromarray(rgb)
+    yield "rgb.webp", Image.fromarray(rgb)
+    yield "palette.png", Image.fromarray(rgb).quantize(16)
+    yield "floats.tif", Image.fromarray(rng.random((7, 9), np.float32))
+    opaque = np.dstack([rgb, np.full((7, 9), 255, np.uint8)])
+    yield "transparency.png", Image.fromarray(opaque)
+
+
+PICTURES = dict(pictures())
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_load_image_as_scikit_image(tmp_path, name):
+    from skimage import img_as_float
+    from skimage.io import imread
+
+    PICTURES[name].save(tmp_path / name)
+    wanted = np.atleast_3d(img_as_float(imread(tmp_path / name)))
+    found = caffe.io.load_image(tmp_path / name)
+    assert found.dtype == np.float32
+    assert found.shape == (7, 9, 3)
+    np.testing.assert_array_equal(found, np.broadcast_to(wanted[..., :3], (7, 9, 3)).astype(np.float32))
+    wanted = img_as_float(imread(tmp_path / name, as_gray=True))
+    found = caffe.io.load_image(str(tmp_path / name), color=False)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, wanted[..., None], atol=1e-7)
+
+
+def test_load_image_does_not_turn_and_drops_transparency(tmp_path):
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 4), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "image.png"
+    Image.fromarray(pixels).save(path, exif=exif.tobytes())
+    np.testing.assert_array_equal(caffe.io.load_image(path), np.float32(pixels[..., :3] / 255))
+    grey = caffe.io.load_image(path, color=False)
+    np.testing.assert_allclose(
+        grey[..., 0], pixels[..., :3] / 255 @ [0.2125, 0.7154, 0.0721], atol=1e-6
+    )
+    Image.frombytes("LA", (60, 40), pixels[..., :2].tobytes()).save(path)
+    assert caffe.io.load_image(path).shape == (40, 60, 3)
+    path.write_text("no image")
+    with pytest.raises(ValueError, match=r"^cannot read .*image\.png: it is no PNG"):
+        caffe.io.load_image(path)
 
 
 # --------------------------------------------------------------------- classifying
@@ -220,6 +282,13 @@ def test_detector(files, picture):
     assert crop.shape == (8, 10, 3)
     np.testing.assert_allclose(crop[0, 0], [0.3, 0.2, 0.1], rtol=1e-6)  # the mean, as RGB
     assert len(net.detect_selective_search([str(path)], count=5)) == 5
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the proposals are those of the image that is cropped, which is not turned
+    Image.fromarray(pixels).save(path, exif=exif.tobytes())
+    turned = net.detect_selective_search([str(path)], count=5)
+    assert max(each["window"][2] for each in turned) == 40
 
 
 # --------------------------------------------------------------------- specifications
