@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ._runtime import autocast, cuda
-from ._runtime.checks import BlobError, Shape, expect_floating
+from ._runtime.checks import BlobError, Shape, expect_floating, shapes
 from ._runtime.dispatch import use_cuda
 from ._runtime.layer import Layer
 from ._runtime.params import choice, param, valid
@@ -177,9 +177,10 @@ def channel_l2_norm(
     for less than two axes, ``TypeError`` unless floating point. Source: UCN, Section 4.
     """
     mode = choice(EpsilonMode, eps_mode, "eps_mode")
-    infer(valid(Params(eps, mode)), tuple(bottom.shape))
+    params = valid(Params(eps, mode))
+    infer(params, **shapes("channel_l2_norm", bottom=bottom))
     expect_floating(bottom=bottom)
-    top: Tensor = autocast.apply(Function, bottom, eps, mode)[0]
+    top: Tensor = autocast.apply(Function, bottom, params.eps, mode)[0]
     return top
 
 

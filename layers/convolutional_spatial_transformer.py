@@ -40,7 +40,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ._runtime import autocast, cuda
-from ._runtime.checks import BlobError, Shape, expect_axes, expect_floating
+from ._runtime.checks import BlobError, Shape, expect_axes, expect_floating, shapes
 from ._runtime.dispatch import use_cuda
 from ._runtime.layer import Layer
 from ._runtime.params import choice, param, valid
@@ -329,9 +329,10 @@ def convolutional_spatial_transformer(
     Source: UCN, Section 4 and Supplement 2.
     """
     mode = choice(ThetaMode, theta_mode, "theta_mode")
-    infer(valid(Params(kernel_size, mode)), tuple(u.shape), tuple(theta.shape))
+    params = valid(Params(kernel_size, mode))
+    infer(params, **shapes("convolutional_spatial_transformer", u=u, theta=theta))
     expect_floating(u=u, theta=theta)
-    top: Tensor = autocast.apply(Function, u, theta, kernel_size, mode)
+    top: Tensor = autocast.apply(Function, u, theta, params.kernel_size, mode)
     return top
 
 

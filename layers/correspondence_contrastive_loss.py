@@ -48,7 +48,9 @@ from ._runtime.checks import (
     expect_axes,
     expect_floating,
     expect_same_device,
+    present,
     raise_if,
+    shapes,
     value_flag,
 )
 from ._runtime.dispatch import use_cuda
@@ -75,7 +77,7 @@ class Gradient(enum.Enum):
 
 @dataclass(frozen=True)
 class Params:
-    margin: float = param(1.0, above=0, unit="feature distance")
+    margin: float = param(1.0, low=0, unit="feature distance")
     downsampling_factor: float = param(
         4.0, above=0, unit="image pixels per cell", aliases=("down_sampling_factor",)
     )
@@ -364,10 +366,10 @@ def correspondence_contrastive_loss(
 def _loss(
     params: Params, feature1: Tensor, feature2: Tensor, pairs: Tensor, positives: Tensor | None = None
 ) -> Tops:
-    tables = {"pairs": pairs} if positives is None else {"pairs": pairs, "positives": positives}
-    shapes = {name: tuple(table.shape) for name, table in tables.items()}
-    infer(params, tuple(feature1.shape), tuple(feature2.shape), **shapes)
-    expect_floating(feature1=feature1, feature2=feature2)
+    maps = {"feature1": feature1, "feature2": feature2}
+    tables = {"pairs": pairs, **present(positives=positives)}
+    infer(params, **shapes("correspondence_contrastive_loss", **maps, **tables))
+    expect_floating(**maps)
     expect_same_device(feature1=feature1, **tables)
     tops = _tops(params, feature1, feature2, pairs)
     if positives is None:

@@ -35,6 +35,7 @@ from ._runtime.checks import (
     expect_floating,
     expect_same_device,
     raise_if,
+    shapes,
     value_flag,
 )
 from ._runtime.dispatch import use_cuda
@@ -217,7 +218,7 @@ def extract_feature(
     ``ValueError``, later); ``TypeError`` unless ``feature`` is floating point on the device of
     ``pairs``. Source: UCN, Section 4.
     """
-    columns = pairs.shape[-1] if pairs.dim() else 0
+    columns = (0, *shapes("extract_feature", pairs=pairs)["pairs"])[-1]
     params = valid(
         Params(columns, coord_start_ind, downsampling_factor, coordinate_offset, bilinear_interpolation)
     )
@@ -225,7 +226,7 @@ def extract_feature(
 
 
 def _extract(params: Params, feature: Tensor, pairs: Tensor) -> Tensor:
-    infer(params, tuple(feature.shape), tuple(pairs.shape))
+    infer(params, **shapes("extract_feature", feature=feature, pairs=pairs))
     expect_floating(feature=feature)
     expect_same_device(feature=feature, pairs=pairs)
     pairs = pairs.detach()

@@ -55,7 +55,11 @@ from ._runtime.checks import (
     expect_axes,
     expect_floating,
     expect_same_device,
+    kind_of,
+    present,
     raise_if,
+    shapes,
+    valueless,
 )
 from ._runtime.geometry import expect_finite, to_points
 from ._runtime.layer import Layer
@@ -80,17 +84,25 @@ DOUBLED = (Mode.HARD_NEG_AND_RAND_NEG_AND_POS, Mode.HARD_NEG_RETAIN_POS)
 @dataclass(frozen=True)
 class Params:
     mode: Mode = param(Mode.HARD_NEG_AND_RAND_NEG_AND_POS, aliases=("negative_type",))
-    pixel_threshold: float = param(16.0, low=0, unit="image pixels", doc="farther is a hard negative")
+    pixel_threshold: float = param(
+        16.0, low=0, unit="image pixels", infinite=True, doc="farther is a hard negative"
+    )
     random_negative_distance: float | None = param(
-        None, low=0, unit="image pixels", doc="nearer is no negative; pixel_threshold if not given"
+        None,
+        low=0,
+        unit="image pixels",
+        infinite=True,
+        doc="nearer is no negative; pixel_threshold if not given",
     )
     downsampling_factor: float = param(
         4.0, above=0, unit="image pixels per cell", aliases=("down_sampling_factor",)
     )
     coordinate_offset: float = param(0.0, unit="image pixels", doc="where cell 0 lies in the image")
     index_base: int = param(0, low=0, high=1, doc="index of the first cell; 1 as released")
-    pck_radii: tuple[float, ...] = param((10.0,), above=0, unit="image pixels")
-    seed: int | None = param(None, low=0, wide=True, doc="of the random negatives; torch's generator if not given")
+    pck_radii: tuple[float, ...] = param((10.0,), above=0, unit="image pixels", infinite=True)
+    seed: int | None = param(
+        None, low=0, wide=True, doc="of the random negatives; torch's generator if not given"
+    )
 
 
 class Tops(NamedTuple):
@@ -249,10 +261,12 @@ def _mine(
     num_coords: Tensor | None,
     generator: torch.Generator | None,
 ) -> Tops:
-    counts = () if num_coords is None else (tuple(num_coords.shape),)
-    infer(params, tuple(pairs.shape), tuple(index.shape), tuple(reference.shape), *counts)
+    tensors = {"pairs": pairs, "index": index, "reference": reference}
+    infer(params, **shapes("hard_negative_mining", **tensors, **present(num_coords=num_coords)))
+    if not isinstance(generator, torch.Generator | None):
+        raise TypeError(f"generator: expected a torch.Generator, got {kind_of(generator)}")
     expect_floating(pairs=pairs)
-    expect_same_device(pairs=pairs, index=index, reference=reference)
+    expect_same_device(**tensors)
     if index.is_floating_point():
         raise TypeError(f"expected index to be of integers, got {index.dtype}")
     expect_finite(pairs[..., :4], pairs=pairs)
@@ -264,6 +278,8 @@ def _mine(
     if num_coords is not None:
         rows = torch.arange(cell.shape[1], device=cell.device)
         valid = rows < num_coords.reshape(-1, 1).to(cell.device, non_blocking=True)
+    if valueless(pairs):  # nothing is drawn
+        generator = None
     return forward(params, pairs, cell, max(width, 1), valid, generator)
 
 

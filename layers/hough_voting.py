@@ -57,14 +57,19 @@ from torch.autograd.function import once_differentiable
 
 from ._runtime import autocast, boxes, cuda
 from ._runtime.checks import (
+    NUMBERS,
     BlobError,
     Shape,
     deferred,
     expect_axes,
     expect_floating,
+    expect_numbers,
     expect_same_device,
+    present,
     raise_if,
+    shapes,
     value_flag,
+    valueless,
 )
 from ._runtime.dispatch import use_cuda
 from ._runtime.geometry import table_pointers
@@ -105,7 +110,9 @@ class Params:
     grad: Gradient = param(Gradient.exact, doc="published: the released layer's backward (RELEASED)")
     threshold: float = param(0.4, low=0, doc="what does not vote (RELEASED)")
     added: float = param(0.01, low=0, doc="to each match's votes (RELEASED)")
-    max_aspect_ratio: float = param(2.0, above=1, doc="of a match's two aspects (RELEASED)")
+    max_aspect_ratio: float = param(
+        2.0, above=1, infinite=True, doc="of a match's two aspects (RELEASED)"
+    )
     cells: float = param(8000.0, above=0, doc="cells in twice the size of B")
     least_cell: float = param(5.0, above=0, unit="image pixels")
     bins_per_cell: float = param(0.2, above=0, doc="along an axis")
@@ -246,7 +253,7 @@ def _sums(values: Callable[[slice], Tensor], at: Tensor, grid: Grid) -> Tensor:
     total = torch.zeros(grid.total, dtype=torch.float64, device=at.device)
     for rows in _chunks(at):
         index, weight = at[rows].flatten(), values(rows).double().flatten()
-        if at.is_cuda:  # bincount has no fixed order there; index_put_ sorts
+        if at.is_cuda or valueless(at):  # bincount has no fixed order there; index_put_ sorts
             total.index_put_((index.long(),), weight, accumulate=True)
         else:
             total += torch.bincount(index, weight, grid.total)
@@ -323,7 +330,7 @@ def backward(
 
 def _without_the_first(sums: Tensor, used: Tensor, grid: Grid) -> Tensor:
     """0 for the first bin in use, if all matches in use have a bin."""
-    if bool(((used > 0) & (grid.inside(used) == 0)).any()):
+    if valueless(used) or bool(((used > 0) & (grid.inside(used) == 0)).any()):
         return sums
     first = used.nonzero()[:1, 0]
     return sums.index_fill(0, first, 0)
@@ -623,12 +630,12 @@ def _vote(
     size_b: Sequence[float] | Tensor,
     votes: Tensor | None,
 ) -> Tensor:
-    sizes = [tuple(x.shape) if isinstance(x, Tensor) else (len(x),) for x in (size_a, size_b)]
-    given = {"scores": scores} if votes is None else {"scores": scores, "votes": votes}
-    more = () if votes is None else (tuple(votes.shape),)
-    infer(params, tuple(scores.shape), tuple(rois_a.shape), tuple(rois_b.shape), *sizes, *more)
-    expect_floating(**given)
-    expect_same_device(scores=scores, rois_a=rois_a, rois_b=rois_b)
+    voting = {"scores": scores, **present(votes=votes)}
+    tables = {"rois_a": rois_a, "rois_b": rois_b}
+    sizes = {"size_a": _shape("size_a", size_a), "size_b": _shape("size_b", size_b)}
+    infer(params, **shapes("hough_voting", **voting, **tables), **sizes)
+    expect_floating(**voting)
+    expect_same_device(scores=scores, **tables)
     rois_a, rois_b = rois_a.detach(), rois_b.detach()
     if not (deferred(scores) and use_cuda(scores, rois_a, rois_b)):  # the kernels look themselves
         boxes.expect_finite(rois_a=rois_a)
@@ -638,9 +645,18 @@ def _vote(
     return top
 
 
+def _shape(name: str, size: Sequence[float] | Tensor) -> Shape:
+    if isinstance(size, Tensor):
+        return tuple(size.shape)
+    expect_numbers("hough_voting", "an image, or its height and width", NUMBERS, **{name: size})
+    return (len(size),)
+
+
 def _size(name: str, given: Sequence[float] | Tensor) -> tuple[float, float]:
     """(height, width) of an image's shape, or of two values."""
     if isinstance(given, Tensor):
+        if given.dim() != 4 and valueless(given):
+            return 1, 1  # which the top's shape does not depend on
         given = given.shape[2:] if given.dim() == 4 else given.flatten().tolist()
     height, width = given
     if not (1 <= height < FAR and 1 <= width < FAR):

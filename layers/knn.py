@@ -40,7 +40,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ._runtime import autocast, cuda
-from ._runtime.checks import BlobError, Shape, expect_axes, expect_floating
+from ._runtime.checks import BlobError, Shape, expect_axes, expect_floating, present, shapes, valueless
 from ._runtime.dispatch import use_cuda
 from ._runtime.geometry import Corners, scatter
 from ._runtime.layer import Layer
@@ -109,6 +109,8 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """``[N, C, P]``, ``[N, C, R]``, numbers of valid ones ``[N]`` -> distance, index ``[N, k, P]``."""
     n, channels, p = query.shape
+    if valueless(query):  # values say how far to search
+        return query.new_empty(n, k, p), num_query.new_empty(n, k, p)
     query, reference = _wide(query), _wide(reference)
     distance = query.new_empty(n, p, k)
     index = num_query.new_empty(n, p, k)
@@ -502,11 +504,16 @@ def knn(
 
 
 def _knn(
-    params: Params, query: Tensor, reference: Tensor, *counts: Tensor | None
+    params: Params,
+    query: Tensor,
+    reference: Tensor,
+    num_query: Tensor | None,
+    num_reference: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    shapes = [None if count is None else tuple(count.shape) for count in counts]
-    infer(params, tuple(query.shape), tuple(reference.shape), *shapes)
-    expect_floating(query=query, reference=reference)
+    features, counts = {"query": query, "reference": reference}, (num_query, num_reference)
+    optional = present(num_query=num_query, num_reference=num_reference)
+    infer(params, **shapes("knn", **features, **optional))
+    expect_floating(**features)
     reference = reference.flatten(2)
     use_all = (params.use_all_query, params.use_all_ref)
     valid = [

@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ._runtime import autocast, cuda
-from ._runtime.checks import BlobError, Shape, expect_floating
+from ._runtime.checks import BlobError, Shape, expect_floating, shapes
 from ._runtime.dispatch import use_cuda
 from ._runtime.layer import Layer
 from ._runtime.params import param, valid
@@ -235,7 +235,7 @@ def rectified_cosine(
     ``TypeError`` unless both are of one floating type on one device. Source: SCNet, Eq. 6.
     """
     params = valid(Params(exponent, normalized, eps))
-    infer(params, tuple(a.shape), tuple(b.shape))
+    infer(params, **shapes("rectified_cosine", a=a, b=b))
     expect_floating(a=a, b=b)
     a, b = a.reshape(_table(a.shape)), b.reshape(_table(b.shape))
     top: Tensor = autocast.apply(Function, a, b, params)[0]

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ._runtime.boxes import corners, expect_boxes, expect_finite
-from ._runtime.checks import BlobError, Shape, expect_axes
+from ._runtime.checks import INTEGERS, BlobError, Shape, expect_axes, expect_numbers, shapes, valueless
 from ._runtime.layer import Layer
 from ._runtime.params import NoParams
 from ._runtime.regions import best_matches
@@ -55,8 +55,9 @@ def region_flow(
     size_a and size_b: (height, width) of the images. Raises BlobError, and ValueError where a
     score is NaN.
     """
-    p, a, b = (tuple(x.shape) for x in (scores, rois_a, rois_b))
-    infer(NoParams(), p, a, b, (1, 1, *size_a), (1, 1, *size_b))
+    tables = shapes("region_flow", scores=scores, rois_a=rois_a, rois_b=rois_b)
+    expect_numbers("region_flow", "height and width", INTEGERS, size_a=size_a, size_b=size_b)
+    infer(NoParams(), **tables, image1=(1, 1, *size_a), image2=(1, 1, *size_b))
     expect_finite(rois_a=rois_a)
     expect_finite(rois_b=rois_b)
     boxes_a, boxes_b = corners(rois_a).double(), corners(rois_b).double()
@@ -73,7 +74,8 @@ def fill(boxes_a: Tensor, boxes_b: Tensor, size_a: tuple[int, int], size_b: tupl
     """The flow ``[1, 2, H, W]`` of matched boxes ``[K, 4]``, an earlier one above a later one."""
     if not len(boxes_a):
         return torch.full((1, 2, *size_a), torch.nan, device=boxes_a.device)
-    owner = first_cover_chunked(boxes_a, size_a) if boxes_a.is_cuda else first_cover(boxes_a, size_a)
+    on_host = not (boxes_a.is_cuda or valueless(boxes_a))
+    owner = first_cover(boxes_a, size_a) if on_host else first_cover_chunked(boxes_a, size_a)
     match = owner.clamp(min=0)
     rows = torch.arange(size_a[0], device=owner.device)[:, None]
     columns = torch.arange(size_a[1], device=owner.device)[None]
@@ -131,10 +133,10 @@ class RegionFlow(Layer):
     def forward(
         self, scores: Tensor, rois_a: Tensor, rois_b: Tensor, image1: Tensor, image2: Tensor
     ) -> Tensor:
-        bottoms = (scores, rois_a, rois_b, image1, image2)
-        infer(self.params, *(tuple(bottom.shape) for bottom in bottoms))
-        size_a, size_b = ((x.shape[2], x.shape[3]) for x in (image1, image2))
-        return region_flow(scores, rois_a, rois_b, size_a, size_b)
+        tables, images = {"scores": scores, "rois_a": rois_a, "rois_b": rois_b}, (image1, image2)
+        infer(self.params, **shapes("region_flow", **tables, image1=image1, image2=image2))
+        size_a, size_b = ((x.shape[2], x.shape[3]) for x in images)
+        return region_flow(**tables, size_a=size_a, size_b=size_b)
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:

@@ -25,16 +25,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ._runtime import autocast, parallel
-from ._runtime.checks import BlobError, Shape, expect_floating, expect_same_device
+from ._runtime.checks import BlobError, Shape, expect_floating, expect_same_device, shapes
 from ._runtime.layer import Layer
-from ._runtime.params import param
+from ._runtime.params import param, valid
 from ._runtime.registry import register
 from ._runtime.samples import Sample
 
 
 @dataclass(frozen=True)
 class Params:
-    margin: float = param(1.0, above=0, unit="score")
+    margin: float = param(1.0, low=0, unit="score")
 
 
 class Tops(NamedTuple):
@@ -102,11 +102,11 @@ def region_hinge_loss(scores: Tensor, label: Tensor, margin: float = 1.0) -> Ten
     shapes that differ, ``TypeError`` unless ``scores`` is floating point on the label's device.
     Source: SCNet, Eq. 5.
     """
-    return _loss(Params(margin), scores, label).loss
+    return _loss(valid(Params(margin)), scores, label).loss
 
 
 def _loss(params: Params, scores: Tensor, label: Tensor) -> Tops:
-    infer(params, tuple(scores.shape), tuple(label.shape))
+    infer(params, **shapes("region_hinge_loss", scores=scores, label=label))
     expect_floating(scores=scores)
     expect_same_device(scores=scores, label=label)
     tops = Tops(*autocast.apply(Function, scores, label.detach(), params)[:3])

@@ -45,9 +45,10 @@ from ._runtime.checks import (
     expect_floating,
     expect_same_device,
     raise_if,
+    shapes,
 )
 from ._runtime.layer import Layer
-from ._runtime.params import choice, param
+from ._runtime.params import choice, param, valid
 from ._runtime.registry import register
 from ._runtime.samples import Sample
 
@@ -128,15 +129,15 @@ def region_pair_sampling(
     be anything finite) or another s (on CUDA ``ValueError``, later); ``TypeError`` for dtypes and
     devices. Source: SCNet, Section 4.
     """
-    return _sample(
-        Params(choice(Rule, rule, "rule"), positive_iou, negative_iou), scores, rois_b, truth
-    )
+    params = valid(Params(choice(Rule, rule, "rule"), positive_iou, negative_iou))
+    return _sample(params, scores, rois_b, truth)
 
 
 def _sample(params: Params, scores: Tensor, rois_b: Tensor, truth: Tensor) -> Tops:
-    infer(params, tuple(scores.shape), tuple(rois_b.shape), tuple(truth.shape))
+    tensors = {"scores": scores, "rois_b": rois_b, "truth": truth}
+    infer(params, **shapes("region_pair_sampling", **tensors))
     expect_floating(scores=scores)
-    expect_same_device(scores=scores, rois_b=rois_b, truth=truth)
+    expect_same_device(**tensors)
     boxes.expect_finite(rois_b=rois_b)
     columns = "x1, y1, x2, y2, s" if truth.shape[1] == 5 else ""
     boxes.expect_finite(columns, truth=truth)

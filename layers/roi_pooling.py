@@ -46,7 +46,9 @@ from ._runtime.checks import (
     expect_floating,
     expect_same_device,
     raise_if,
+    shapes,
     value_flag,
+    valueless,
 )
 from ._runtime.dispatch import use_cuda
 from ._runtime.layer import Layer
@@ -70,7 +72,7 @@ class Edges(enum.Enum):
 class Params:
     pooled_h: int = param(low=1, unit="bins")
     pooled_w: int = param(low=1, unit="bins")
-    spatial_scale: float = param(1.0, above=0, unit="cells per image pixel")
+    spatial_scale: float = param(1.0, unit="cells per image pixel")
     edges: Edges = param(Edges.exact, doc="how the bins' edges are computed")
 
 
@@ -162,7 +164,9 @@ def _covers(at: Bins, data: Shape) -> tuple[Tensor, tuple[int, int]]:
     number, _, height, width = data
     tall, high = _powers(at.bottom - at.top)
     wide, broad = _powers(at.right - at.left)
-    levels = (int(tall.max()) + 1, int(wide.max()) + 1) if tall.numel() else (1, 1)
+    levels = (1, 1)
+    if tall.numel() and not valueless(tall):
+        levels = (int(tall.max()) + 1, int(wide.max()) + 1)
     level = tall[:, :, None] * levels[1] + wide[:, None, :]
     place = (level * number + at.image[:, None, None]) * (height * width)
     rows = (at.top, at.bottom - high)
@@ -348,7 +352,7 @@ def roi_pooling(
 
 
 def _pool(params: Params, data: Tensor, rois: Tensor) -> Tensor:
-    infer(params, tuple(data.shape), tuple(rois.shape))
+    infer(params, **shapes("roi_pooling", data=data, rois=rois))
     expect_floating(data=data)
     expect_same_device(data=data, rois=rois)
     rois = rois.detach()

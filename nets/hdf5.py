@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from cortado.layers._runtime import hdf5_file
 from cortado.prototxt_like.files import open_file
@@ -41,11 +42,12 @@ def read(path: Path) -> list[Stored]:
 
 def write(path: Path, layers: Iterable[tuple[str, Mapping[int, Array]]]) -> None:
     """Write layers with the blobs that each owns; a layer without any is a group, as in Caffe."""
-    import h5py
 
-    with h5py.File(path, "w") as file:
+    def fill(file: Any) -> None:
         data = file.create_group("data")
         for layer, blobs in layers:
             group = data.require_group(layer)
             for index, blob in blobs.items():
                 group.create_dataset(str(index), data=blob)
+
+    hdf5_file.write_hdf5(path, fill)

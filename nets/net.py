@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from cortado.layers._runtime.checks import BlobError, Shape
+from cortado.layers._runtime.checks import BlobError, Shape, kind_of
 from cortado.layers._runtime.layer import Layer
 from cortado.prototxt_like.message import Message
 from cortado.prototxt_like.source import Span, did_you_mean
@@ -134,7 +134,7 @@ class Net(nn.Module):
         super().__init__()
         message = spec if isinstance(spec, Message) else load(spec)
         if seed is None:
-            seed = int(torch.randint(2**62, ()))
+            seed = int(torch.randint(2**62, (), device="cpu"))
         generator = torch.Generator().manual_seed(seed)
         built = build(
             message,
@@ -142,6 +142,7 @@ class Net(nn.Module):
             generator,
             splits=splits,
             allow_python_layers=allow_python_layers,
+            values=torch.get_default_device().type != "meta",
         )
         self.built: Built = built
         self.graph = built.graph
@@ -254,7 +255,7 @@ class Net(nn.Module):
                 raise TypeError(f"the net has {len(self.inputs)} inputs: {how}")
             inputs = {self.inputs[0]: inputs}
         elif not isinstance(inputs, Mapping | None):
-            raise TypeError(f"expected inputs by name, or one torch.Tensor, got {_kind(inputs)}")
+            raise TypeError(f"expected inputs by name, or one torch.Tensor, got {kind_of(inputs)}")
         given = {**(inputs or {}), **named}
         for name in self.inputs:
             if name not in given:
@@ -264,7 +265,7 @@ class Net(nn.Module):
                 hint = (
                     " (torch.from_numpy makes one of it)" if hasattr(given[name], "__array__") else ""
                 )
-                got = f"{_kind(given[name])}{hint}"
+                got = f"{kind_of(given[name])}{hint}"
                 raise TypeError(f'input "{name}": expected a torch.Tensor, got {got}')
         if len(given) > len(self.inputs):
             name = next(name for name in given if name not in self.inputs)
@@ -353,11 +354,6 @@ def _inputs_with_gradient(steps: list[Step]) -> tuple[str, ...]:
         if down
     }
     return tuple(sorted(inputs & wanted))
-
-
-def _kind(value: Any) -> str:
-    kind = type(value)
-    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
 
 
 def _weighted(top: torch.Tensor, weight: float) -> torch.Tensor:

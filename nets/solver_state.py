@@ -82,12 +82,12 @@ def _text(path: Path, file: Any) -> str:
 
 
 def _write_hdf5(path: Path, state: SolverState) -> None:
-    import h5py
-
-    with h5py.File(path, "w") as file:
+    def fill(file: Any) -> None:
         file["iter"] = np.array([state.iter], np.int32)
         file["learned_net"] = np.bytes_(state.learned_net)
         file["current_step"] = np.array([state.current_step], np.int32)
         for i, history in enumerate(state.history):
             file[f"history/{i}"] = history
         file["cortado"] = np.frombuffer(state.extra, np.uint8)
+
+    hdf5_file.write_hdf5(path, fill)

@@ -99,7 +99,16 @@ def _binary(raw: bytes) -> str:
     for magic, kind in _MAGIC.items():
         if raw.startswith(magic):
             return kind
-    return "a binary file, such as a Caffe model" if _CONTROLS.search(raw[:4096]) else ""
+    return "a binary file, such as a Caffe model" if b"\0" in raw[:4096] or _controlled(raw) else ""
+
+
+def _controlled(raw: bytes) -> bool:
+    """Whether control characters stand between bytes that are no UTF-8."""
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return bool(_CONTROLS.search(raw[:4096]))
+    return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ _VECTOR_BLOBS = 1
 _STATE_NET, _STATE_HISTORY, _STATE_EXTRA = 2, 3, 1000  # the last is ours: Caffe passes over it
 _LEGACY_AXES = ("num", "channels", "height", "width")
 
-_CONTROL = re.compile(rb"[\x00-\x08]")
+_SPEC = re.compile(rb"[ \t\r\n]*(#|[A-Za-z_]\w*[ \t]*[:{])")  # how the text of a net begins
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 
@@ -197,7 +197,7 @@ def _mapped(path: str | Path, what: str) -> Iterator[_File]:
     try:
         yield _File(str(path), memoryview(content))
     except (_Malformed, DecodeError):
-        text = "" if _CONTROL.search(content[:4096]) else "; it is text: is it a spec, not weights?"
+        text = "; it is text: is it a spec, not weights?" if _SPEC.match(content) else ""
         raise SpecError(f"{path}: not {what}, or cut off{text}") from None
 
 

@@ -38,7 +38,7 @@ class _Engine(Trainer):
 
     def _seed(self) -> int:
         seed = self.params.random_seed
-        return seed if seed >= 0 else int(torch.randint(2**62, ()))
+        return seed if seed >= 0 else int(torch.randint(2**62, (), device="cpu"))
 
     def _explain(self, *_: Any) -> None:
         mode.LOGGER.warning("iteration %d: the loss is not finite", self.iter)

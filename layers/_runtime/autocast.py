@@ -14,7 +14,7 @@ def apply(function: type[torch.autograd.Function], *inputs: Any) -> Any:
     Where autocast is on, half inputs are read as float32, as torch's own norms and losses do.
     """
     device = next(x.device.type for x in inputs if isinstance(x, Tensor))
-    if not torch.is_autocast_enabled(device):
+    if device == "meta" or not torch.is_autocast_enabled(device):  # of which meta has none
         return function.apply(*inputs)
     with torch.autocast(device, enabled=False):
         return function.apply(*map(_full, inputs))

@@ -25,7 +25,7 @@ class BatchLayer(Layer):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(params, bottom_shapes, generator)
-        self.seed = int(torch.randint(2**31, (), generator=generator))
+        self.seed = int(torch.randint(2**31, (), generator=generator, device="cpu"))
         self.position = 0
 
     def draw(self, *key: int) -> np.random.Generator:

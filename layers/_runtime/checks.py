@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 Shape = tuple[int, ...]
+NUMBERS = (int, float, np.integer, np.floating)
+INTEGERS = (int, np.integer)
 
 
 class BlobError(ValueError):
@@ -33,6 +37,44 @@ class BlobError(ValueError):
     def named(self, names: Mapping[str, str]) -> str:
         """The message with the spec's blob names in place of the arguments'."""
         return self._text(names)
+
+
+def shapes(form: str, **tensors: Any) -> dict[str, Shape]:
+    """The shapes by name; raises TypeError, which begins with the function's name, for no tensor."""
+    found = {}
+    for name, x in tensors.items():
+        if not isinstance(x, torch.Tensor):
+            got = f"{kind_of(x)}{_remedy(x)}"
+            raise TypeError(f"{form}: expected {name} to be a torch.Tensor, got {got}")
+        found[name] = tuple(x.shape)
+    return found
+
+
+def present(**optional: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """Those of the arguments that are not None."""
+    return {name: x for name, x in optional.items() if x is not None}
+
+
+def expect_numbers(form: str, words: str, types: tuple[type, ...], /, **arguments: Any) -> None:
+    """Raise TypeError for an argument that is no list of numbers; ``words`` say what was expected."""
+    for name, x in arguments.items():
+        several = isinstance(x, (list, tuple)) or (isinstance(x, np.ndarray) and x.ndim == 1)
+        if not several or not all(isinstance(number, types) for number in x):
+            raise TypeError(f"{form}: expected {name} to be {words}, got {kind_of(x)}")
+
+
+def kind_of(x: Any) -> str:
+    """What a value is, for messages: ``None``, ``list``, ``numpy.ndarray``."""
+    if x is None:
+        return "None"
+    module, name = type(x).__module__, type(x).__qualname__
+    return name if module == "builtins" else f"{module}.{name}"
+
+
+def _remedy(x: Any) -> str:
+    if isinstance(x, np.ndarray):
+        return " (torch.from_numpy makes one of it)"
+    return " (torch.tensor makes one of it)" if isinstance(x, (list, tuple, *NUMBERS)) else ""
 
 
 def expect_axes(axes: str, **blobs: Sequence[int]) -> None:
@@ -69,9 +111,21 @@ def expect_same_device(**tensors: torch.Tensor) -> None:
         raise TypeError(f"expected one device, got {found}")
 
 
+def valueless(x: torch.Tensor) -> bool:
+    """Whether a tensor has a shape and a dtype alone: one on the meta device, or of FakeTensorMode."""
+    return x.device.type == "meta" or isinstance(x, FakeTensor)
+
+
+def expect_values(reason: str, *tensors: torch.Tensor) -> None:
+    """Raise TypeError, which begins with the reason, for a tensor that has none."""
+    if any(map(valueless, tensors)):
+        raise TypeError(f"{reason}, which a meta tensor does not have")
+
+
 # Values. A wrong value on the CPU is raised at once. On a CUDA device it is noted in a flag that
 # follows the computation: a forward never waits for the device, so the error comes with the next
-# check that finds the flag arrived, with settle(), or at once under ``with checks(True)``.
+# check that finds the flag arrived, with settle(), or at once under ``with checks(True)``. A meta
+# tensor has no values that could be wrong.
 
 
 class _Pending(NamedTuple):
@@ -101,8 +155,9 @@ def value_flag(like: torch.Tensor) -> torch.Tensor:
 
 
 def deferred(x: torch.Tensor) -> bool:
-    """Whether wrong values in ``x`` are raised later: to look at them now would wait for the device."""
-    return x.is_cuda and not _at_once
+    """Whether wrong values in ``x`` are raised later, or never: to look at them now would wait for the
+    device, or there are none."""
+    return (x.is_cuda and not _at_once) or valueless(x)
 
 
 def raise_if(flag: torch.Tensor, message: str) -> None:
@@ -111,8 +166,8 @@ def raise_if(flag: torch.Tensor, message: str) -> None:
         if flag.item():
             raise ValueError(message)
         return
-    if torch.cuda.is_current_stream_capturing():
-        return  # a graph replays without Python: nobody could raise
+    if valueless(flag) or torch.cuda.is_current_stream_capturing():
+        return  # nothing to look at, or a graph that replays without Python: nobody could raise
     with torch.cuda.device(flag.device):
         arrived = torch.cuda.Event()
         copy = torch.empty(1, dtype=flag.dtype, pin_memory=True)

@@ -2,7 +2,8 @@
 
 The kernels run where the tensors are on a CUDA device and CuPy is there; ``with impl("torch")``
 or ``with impl("cuda")`` forces one path or raises. CUDA tensors without CuPy run the torch path:
-that is said once, as a warning, and by :func:`note`.
+that is said once, as a warning, and by :func:`note`. Torch operations give the shapes of tensors
+without values (meta, FakeTensorMode), whatever their device.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 import torch
 
 from . import cuda
+from .checks import valueless
 
 # Not a ContextVar: autograd runs the backward of CUDA tensors in threads of its own.
 _forced: str | None = None
@@ -38,7 +40,7 @@ def impl(name: str) -> Iterator[None]:
 
 def use_cuda(*tensors: torch.Tensor) -> bool:
     """Whether these tensors go to the CUDA kernels; raises if "cuda" is forced and can't be had."""
-    if _forced == "torch":
+    if _forced == "torch" or valueless(tensors[0]):
         return False
     on_device = all(cuda.takes(tensor) for tensor in tensors)
     if _forced == "cuda":

@@ -54,14 +54,6 @@ class FillerParams:
     sparse: int = param(-1, low=-1, doc="gaussian: expected non-zero weights an output, -1 for all")
     variance_norm: VarianceNorm = param(VarianceNorm.FAN_IN, doc="xavier and msra")
 
-    def __post_init__(self) -> None:
-        if self.sparse != -1 and self.type is not FillerType.gaussian:
-            raise ValueError(f"filler {self.type.name} cannot be sparse, only gaussian can")
-        if self.type is FillerType.uniform and self.min > self.max:
-            raise ValueError(f"uniform filler: min {self.min:g} is above max {self.max:g}")
-        if self.type is FillerType.gaussian and not self.std > 0:
-            raise ValueError(f"gaussian filler: std must be above 0, got {self.std:g}")
-
 
 _device = ContextVar("_device", default="cpu")
 
@@ -79,13 +71,24 @@ def without_values() -> Iterator[None]:
 def parameter(shape: Shape, filler: FillerParams, generator: torch.Generator | None) -> nn.Parameter:
     """A new parameter blob of this shape, filled; raises ValueError if the filler does not suit it."""
     blob = torch.empty(shape, device=_device.get())
-    _expect_suited(shape, filler)
+    expect_suited(shape, filler)
     if not blob.is_meta:
         _FILL[filler.type](blob, filler, generator)
     return nn.Parameter(blob)
 
 
-def _expect_suited(shape: Shape, filler: FillerParams) -> None:
+def expect_suited(shape: Shape, filler: FillerParams) -> None:
+    """Raise ValueError for a filler that cannot fill this shape, or has impossible parameters.
+
+    They are not looked at before, since as in Caffe the filler of a blob that is not there, such as a
+    bias, may have any.
+    """
+    if filler.sparse != -1 and filler.type is not FillerType.gaussian:
+        raise ValueError(f"filler {filler.type.name} cannot be sparse, only gaussian can")
+    if filler.type is FillerType.uniform and filler.min > filler.max:
+        raise ValueError(f"uniform filler: min {filler.min:g} is above max {filler.max:g}")
+    if filler.type is FillerType.gaussian and not filler.std > 0:
+        raise ValueError(f"gaussian filler: std must be above 0, got {filler.std:g}")
     if not math.prod(shape):
         raise ValueError(f"{filler.type.name} filler: the blob {list(shape)} has no elements")
     if not shape and (filler.type in _BY_AXES or filler.sparse >= 0):

@@ -7,17 +7,19 @@ before values are read takes some microseconds a data set; one in chunks is read
 
 from __future__ import annotations
 
+import io
 import os
-import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from .files import open_file
+
 RATIO = 2000  # deflate's largest is 1032: values beyond are not in the file, but a fill value's copies
 
-_ERRORS = (OSError, KeyError, RuntimeError, TypeError, AttributeError, UnicodeError, OverflowError)
+_ERRORS = (OSError, KeyError, RuntimeError, TypeError, AttributeError, ValueError, OverflowError)
 
 
 def open_hdf5(path: str | Path) -> Any:
@@ -26,10 +28,22 @@ def open_hdf5(path: str | Path) -> Any:
         import h5py
     except ModuleNotFoundError:
         raise ValueError("HDF5 files need h5py: pip install 'cortado[hdf5]'") from None
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ValueError(f"{path}: not a file")
     with reading(path):
+        open_file(path).close()
         return h5py.File(path, "r")
+
+
+def write_hdf5(path: Path, fill: Callable[[Any], object]) -> None:
+    """Write a file that ``fill(h5py.File)`` fills in memory: where a write fails, on a full disk, the
+    HDF5 library goes on with damaged memory, up to the end of the process. Raises OSError."""
+    try:
+        import h5py
+    except ModuleNotFoundError:
+        raise ValueError("HDF5 files need h5py: pip install 'cortado[hdf5]'") from None
+    memory = io.BytesIO()
+    with h5py.File(memory, "w") as file:
+        fill(file)
+    path.write_bytes(memory.getbuffer())
 
 
 @contextmanager
@@ -38,6 +52,8 @@ def reading(path: str | Path) -> Iterator[None]:
     try:
         yield
     except _ERRORS as error:
+        if isinstance(error, FileNotFoundError) or str(path) in str(error):  # one of ours
+            raise
         why = str(error).splitlines()[0] if str(error) else repr(error)
         raise ValueError(f"{path}: cannot read the HDF5 file: {why}") from None
 

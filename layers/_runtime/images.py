@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from .files import open_file
+
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
@@ -103,13 +105,12 @@ def _stream(file: str | Path | bytes, what: str) -> Iterator[BinaryIO]:
     try:
         if isinstance(file, bytes):
             yield io.BytesIO(file)
-        elif not Path(file).is_file():  # to open a FIFO would block
-            raise ValueError("not a regular file" if Path(file).exists() else "there is no such file")
         else:
-            with open(file, "rb") as stream:
+            with open_file(file) as stream:
                 yield stream
     except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"cannot read {name}: {str(error) or 'it is broken'}") from None
+        why = getattr(error, "strerror", None) or str(error) or "it is broken"
+        raise ValueError(f"cannot read {name}: {why}") from None
     except Exception as error:  # a decoder that a broken file led astray
         raise ValueError(f"cannot read {name}: it is broken ({error!r})") from None
 

@@ -14,7 +14,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from .checks import BlobError, Shape, canonical_axis, raise_if
+from .checks import BlobError, Shape, canonical_axis, deferred, raise_if
 from .parallel import balanced, place
 from .params import param
 
@@ -90,18 +90,32 @@ def expect_one_label_an_item(scores: Shape, label: Shape) -> tuple[int, int]:
     return n, prod(scores[1:])
 
 
-def class_labels(label: Tensor, classes: int, ignore_label: int | None = None) -> tuple[Tensor, Tensor]:
-    """Labels as indices, and which of them count; the index of one that does not is 0.
+def class_labels(
+    label: Tensor,
+    shape: Shape,
+    classes: int,
+    ignore_label: int | None = None,
+    block: str = "",
+) -> tuple[Tensor, Tensor]:
+    """Labels as indices of this shape, and which of them count; the index of one that does not is 0.
 
-    Raises ValueError for a label that counts and is not one of 0 to ``classes`` - 1.
+    Raises ValueError for a label that counts and is not one of 0 to ``classes`` - 1: of a label blob
+    on the CPU with its value and place. ``block`` is the layer's that has an ``ignore_label``.
     """
     index = label.long()
     counts = torch.ones_like(index, dtype=torch.bool)
     if ignore_label is not None:
         counts = index != ignore_label
     known = (index >= 0) & (index < classes)
-    raise_if((counts & ~known).any().reshape(1), f"expected labels from 0 to {classes - 1}")
-    return index.where(counts & known, 0), counts
+    wrong = (counts & ~known).any().reshape(1)
+    text = f"expected labels from 0 to {classes - 1}"
+    if not deferred(wrong) and wrong:
+        place = (counts & ~known).nonzero()[0]
+        text += f", got {label[tuple(place)].item():g} at {place.tolist()} of the label blob"
+        if block and label[tuple(place)].isfinite():
+            text += f"; {block}: {{ignore_label: {int(index[tuple(place)])}}} leaves such ones out"
+    raise_if(wrong, text)
+    return index.where(counts & known, 0).reshape(shape), counts.reshape(shape)
 
 
 def loss_scale(mode: Normalization, shape: tuple[int, int], counts: Tensor, like: Tensor) -> Tensor:

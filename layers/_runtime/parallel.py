@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from .checks import valueless
+
 _together: ContextVar[bool] = ContextVar("together", default=False)
 
 
@@ -49,7 +51,7 @@ def balanced(loss: Tensor, count: Tensor) -> Tensor:
     waiting for the device.
     """
     _, world = place()
-    if world == 1:
+    if world == 1 or valueless(loss):
         return loss
     total = count.detach().to(torch.float64, copy=True)
     dist.all_reduce(total)

@@ -13,6 +13,10 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any, TypeVar, cast
 
+import numpy as np
+
+from .checks import NUMBERS, kind_of
+
 Member = TypeVar("Member", bound=Enum)
 P = TypeVar("P")
 
@@ -44,23 +48,55 @@ def param(
 
 
 def valid(params: P) -> P:
-    """The same parameters; raises ValueError for one out of the range its field declares.
+    """The same parameters, NumPy's numbers as Python's.
+
+    Raises TypeError for one that is not what its field declares, a number, an integer, or True or
+    False, and ValueError for one out of its range.
 
     A spec's values are held to the ranges when they are bound; this is for functional forms.
     """
+    changed = {}
     for field in dataclasses.fields(cast(Any, params)):
         value = getattr(params, field.name)
-        for x in value if isinstance(value, tuple) else (value,):
+        if isinstance(value, np.generic):
+            value = changed[field.name] = value.item()
+        _expect_type(field, value)
+        values = value if isinstance(value, tuple) else (value,)
+        for x in values:
             if isinstance(x, float) and not (
                 math.isfinite(x) or (x == x and field.metadata.get("infinite"))
             ):
                 raise ValueError(f"{field.name}: expected a finite number, got {x}")
         for bound, word, fits in _BOUNDS:
-            limit = field.metadata.get(bound)
-            for x in value if isinstance(value, tuple) else (value,):
-                if limit is not None and x is not None and not fits(x, limit):
+            if (limit := field.metadata.get(bound)) is None:
+                continue
+            for x in values:
+                if x is not None and not fits(x, limit):
                     raise ValueError(f"{field.name}: expected {word} {limit:g}, got {x}")
-    return params
+    return dataclasses.replace(cast(Any, params), **changed) if changed else params
+
+
+_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "bool": ((bool,), "True or False"),
+    "int": ((int,), "an integer"),
+    "float": (NUMBERS, "a number"),
+}
+
+
+def _expect_type(field: dataclasses.Field[Any], value: Any) -> None:
+    declared = str(field.type)
+    if type(value).__name__ == declared or (value is None and declared.endswith(" | None")):
+        return
+    name = declared.removesuffix(" | None").removeprefix("tuple[").removesuffix(", ...]")
+    if name not in _TYPES:
+        return
+    types, words = _TYPES[name]
+    many = declared.startswith("tuple[")
+    if many and not isinstance(value, tuple):
+        raise TypeError(f"{field.name}: expected a tuple of numbers, got {kind_of(value)}")
+    for x in value if many else (value,):
+        if not isinstance(x, types) or (name != "bool" and isinstance(x, bool)):
+            raise TypeError(f"{field.name}: expected {words}, got {kind_of(x)}")
 
 
 _BOUNDS = (
@@ -94,6 +130,6 @@ def choice(kind: type[Member], value: Member | str, name: str) -> Member:
     """The member of an enum given by itself or by its name, as functional forms take it."""
     if isinstance(value, kind):
         return value
-    if value not in kind.__members__:
+    if not isinstance(value, str) or value not in kind.__members__:
         raise ValueError(f'{name}: expected one of {", ".join(kind.__members__)}, got "{value}"')
     return kind[str(value)]

@@ -73,7 +73,7 @@ def windows_over(bottom: Shape, kernel: Pair, stride: Pair, pad: Pair, ceil: boo
         for axis in (0, 1):
             beyond = (count[axis] - 1) * stride[axis] >= bottom[2 + axis] + pad[axis]
             count[axis] -= int(beyond)
-    if min(count) < 1:
+    if min(*count, *kernel) < 1:
         raise BlobError(f"no window of {kernel[0]} x {kernel[1]} fits {{bottom}}", bottom=bottom)
     return Windows(kernel, stride, pad, (bottom[2], bottom[3]), (count[0], count[1]), ceil)
 

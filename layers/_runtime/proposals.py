@@ -118,8 +118,9 @@ def _growth(
     copy = n * np.arange(trees)[:, None]
     clock = rng.exponential(size=(trees, len(rho))) / rho
     start = rng.integers(n, size=trees)
-    ends = ((copy + edges[:, 0]).ravel(), (copy + edges[:, 1]).ravel())
-    graph = csr_array((clock.ravel(), ends), shape=(trees * n, trees * n))
+    # dijkstra takes no int64 before SciPy 1.15
+    row, column = ((copy + end).ravel().astype(np.int32) for end in edges.T)
+    graph = csr_array((clock.ravel(), (row, column)), shape=(trees * n, trees * n))
     distance, previous, _ = dijkstra(
         graph,
         directed=False,

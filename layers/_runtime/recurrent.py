@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checks import BlobError, Shape
+from .checks import BlobError, Shape, valueless
 from .fillers import FillerParams, parameter
 from .layer import Layer
 from .params import param
@@ -139,23 +139,25 @@ class Recurrent(Layer):
             gates = gates + F.linear(state[0] * goes_on, self.weight_h)
             state = self.step(gates, state, goes_on)
             hs.append(state[0])
-        if self.params.debug_info:
+        if self.params.debug_info and not valueless(inputs):
             for t, h in enumerate(hs, 1):
                 LOGGER.info("step %d: mean magnitude of h %.6g", t, float(h.detach().abs().mean()))
         last = torch.stack([s.detach() for s in state])
         top = self.output(torch.stack(hs) if hs else inputs[..., : self.params.num_output])
         if self.params.expose_hidden:
             return (top, *last[:, None])
-        self.carried = last
+        if not valueless(last):
+            self.carried = last
         return (top,)
 
     def _first_state(self, inputs: Tensor, exposed: list[Tensor]) -> tuple[Tensor, ...]:
         shape = (self.states, inputs.shape[1], self.params.num_output)
         if self.params.expose_hidden:
             return tuple(hidden[0].detach() for hidden in exposed)
-        if self.carried is None or tuple(self.carried.shape) != shape:
+        carried = None if valueless(inputs) else self.carried
+        if carried is None or tuple(carried.shape) != shape:
             return tuple(inputs.new_zeros(shape))
-        return tuple(self.carried.to(inputs))
+        return tuple(carried.to(inputs))
 
     def get_extra_state(self) -> Tensor:
         """The hidden state, so that a restored net goes on with it."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .boxes import corners, expect_boxes, expect_finite, iou
-from .checks import BlobError, Shape, expect_axes, raise_if
+from .checks import BlobError, Shape, expect_axes, raise_if, valueless
 
 
 def expect_matches(scores: Shape, rois_b: Shape, truth: Shape) -> None:
@@ -47,7 +47,8 @@ def matched_overlaps(scores: Tensor, rois_b: Tensor, truth: Tensor) -> tuple[Ten
         counts = truth[:, 4] == 1
     expect_finite(rois_b=rois_b)
     expect_finite(truth=truth.where(counts[:, None], 0))
-    scores, wanted = scores[counts], truth[counts, :4].double()
+    rows = slice(None) if valueless(truth) else counts  # as many as there can be, without values
+    scores, wanted = scores[rows], truth[rows, :4].double()
     if not scores.shape[1]:
         return wanted.new_zeros(len(wanted)), wanted.new_zeros(len(wanted))
     score, index = best_matches(scores)

@@ -225,7 +225,7 @@ class ViewsLayer(Layer):
             raise ValueError(f"{self.type_name} needs transform_param.crop_size, the views' side")
         self.seed = params.seed
         if self.seed < 0:
-            self.seed = int(torch.randint(2**31, (), generator=generator))
+            self.seed = int(torch.randint(2**31, (), generator=generator, device="cpu"))
         self.position = 0  # samples given so far
         self.photographs: list[Tensor] = []
 

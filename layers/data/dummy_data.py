@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .._runtime.batches import BatchLayer
 from .._runtime.checks import Shape
-from .._runtime.fillers import FillerParams, FillerType, parameter
+from .._runtime.fillers import FillerParams, FillerType, expect_suited, parameter
 from .._runtime.parallel import own_rows
 from .._runtime.params import BlobShape, param
 from .._runtime.registry import register
@@ -75,9 +75,11 @@ class DummyData(BatchLayer):
         self.constants: dict[int, Tensor] = {}
 
     def infer(self, params: Any) -> tuple[Shape, ...]:
-        """The tops' shapes."""
-        fillers(params, len(self.tops))
-        return shapes(params, len(self.tops))
+        """The tops' shapes; raises ValueError for a filler that does not suit its top's."""
+        found = shapes(params, len(self.tops))
+        for shape, filler in zip(found, fillers(params, len(self.tops)), strict=True):
+            expect_suited(shape, filler)
+        return found
 
     def fill(self, shape: Shape, i: int, filler: FillerParams) -> Tensor:
         seed = int(self.draw(self.position, i).integers(2**62))

@@ -9,7 +9,6 @@ whole while it is read. Source: Caffe's behaviour.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from .._runtime.batches import BatchLayer
 from .._runtime.checks import Shape
+from .._runtime.files import read_text
 from .._runtime.hdf5_file import expect_numbers, member, open_hdf5, reading
 from .._runtime.parallel import samples
 from .._runtime.params import param
@@ -41,10 +41,7 @@ class Params:
 
 def read_list(source: str) -> list[str]:
     """The files of a list; raises ValueError where it cannot be read, or names none."""
-    try:
-        lines = Path(source).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f'cannot read the list of HDF5 files "{source}": {error}') from None
+    lines = read_text(source, "the list of HDF5 files").splitlines()
     files = [line.strip() for line in lines if line.strip()]
     if not files:
         raise ValueError(f'the list of HDF5 files "{source}" is empty')

@@ -7,7 +7,6 @@ one forward: the second is an error, as in Caffe.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._runtime.checks import BlobError, Shape
+from .._runtime.checks import BlobError, Shape, expect_values
+from .._runtime.files import replace_file
+from .._runtime.hdf5_file import write_hdf5
 from .._runtime.layer import Layer
 from .._runtime.losses import expect_items
 from .._runtime.params import param
@@ -58,23 +59,19 @@ class HDF5Output(Layer):
     @torch.no_grad()
     def forward(self, data: Tensor, label: Tensor) -> tuple[Tensor, ...]:
         infer(self.params, tuple(data.shape), tuple(label.shape))
+        expect_values("HDF5Output writes values", data, label)
         path = Path(self.params.file_name)
         if self.written:
             raise ValueError(f"{path} holds a forward already, and cannot take another")
+
+        def fill(file: Any) -> None:
+            for name, blob in {"data": data, "label": label}.items():
+                shape = (*blob.shape, 1, 1, 1)[:4]
+                file[name] = blob.float().cpu().reshape(shape).numpy()
+
         try:
-            import h5py
-        except ModuleNotFoundError:
-            raise ValueError("HDF5Output needs h5py: pip install 'cortado[hdf5]'") from None
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with h5py.File(beside, "w") as file:
-                for name, blob in {"data": data, "label": label}.items():
-                    shape = (*blob.shape, 1, 1, 1)[:4]
-                    file[name] = blob.float().cpu().reshape(shape).numpy()
-            os.replace(beside, path)
+            replace_file(path, lambda beside: write_hdf5(beside, fill))
         except OSError as error:
-            raise ValueError(f"cannot write {path}: {error}") from None
-        finally:
-            beside.unlink(missing_ok=True)
+            raise ValueError(str(error)) from None
         self.written = True
         return ()

@@ -13,7 +13,6 @@ Images are read to the pixels that OpenCV gives, as Caffe does: in 8 bits, turne
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from .._runtime.batches import BatchLayer
 from .._runtime.checks import Shape
+from .._runtime.files import read_text
 from .._runtime.images import planes, read_image
 from .._runtime.parallel import samples
 from .._runtime.params import param
@@ -50,10 +50,7 @@ class Params:
 
 def read_list(source: str) -> list[tuple[str, int]]:
     """The image files and labels of a list; raises ValueError where it cannot be read."""
-    try:
-        text = Path(source).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f'cannot read the list of images "{source}": {error}') from None
+    text = read_text(source, "the list of images")
     images = []
     for number, line in enumerate(text.splitlines(), 1):
         name, _, label = line.rstrip().rpartition(" ")

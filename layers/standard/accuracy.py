@@ -57,13 +57,12 @@ class Accuracy(Layer):
         p: Params = self.params
         infer(p, tuple(scores.shape), tuple(label.shape))
         outer, classes, inner = expect_one_label_each(p.axis, scores.shape, label.shape)
-        index, counts = class_labels(label.reshape(outer, inner), classes, p.ignore_label)
+        index, counts = class_labels(label, (outer, inner), classes, p.ignore_label, self.block)
         x = wide(scores).reshape(outer, classes, inner)
         others = (x >= x.gather(1, index[:, None])).sum(1) - 1
         right = (others < p.top_k) & counts
         accuracy = right.sum().to(x.dtype) / counts.sum().clamp(min=1)
-        among = torch.bincount(index[counts], minlength=classes)
-        found = torch.bincount(index[right], minlength=classes)
+        found, among = (_by_class(index, which, classes) for which in (right, counts))
         return accuracy, found.to(x.dtype) / among.clamp(min=1)
 
     @staticmethod
@@ -73,3 +72,8 @@ class Accuracy(Layer):
         bottoms = (normal(rng, shape), label)
         every = (Params(), Params(top_k=3), Params(ignore_label=1))
         return [Sample(params, bottoms, differentiable=(), tops=()) for params in every]
+
+
+def _by_class(index: Tensor, which: Tensor, classes: int) -> Tensor:
+    """How many of the positions chosen have each label, int64 ``[classes]``."""
+    return index.new_zeros(classes).scatter_add_(0, index.flatten(), which.flatten().long())

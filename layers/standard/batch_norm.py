@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._runtime.checks import BlobError, Shape
@@ -92,7 +91,9 @@ class BatchNorm(Layer):
         count = self.count.detach()
         factor = torch.where(count == 0, 0, 1 / count)
         mean, variance = (blob.detach().mul(factor).to(x.dtype) for blob in (self.mean, self.variance))
-        return F.batch_norm(x, mean, variance, eps=self.params.eps)
+        cudnn = torch.backends.cudnn.enabled
+        # F.batch_norm refuses a negative eps, which Caffe adds like any other.
+        return torch.batch_norm(x, None, None, mean, variance, False, 0.0, self.params.eps, cudnn)
 
     def _by_batch(self, x: Tensor) -> Tensor:
         m = x.numel() // max(1, x.shape[1])

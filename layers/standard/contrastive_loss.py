@@ -61,7 +61,7 @@ class Function(torch.autograd.Function):
     def forward(a: Tensor, b: Tensor, similar: Tensor, margin: float, legacy: bool) -> Tensor:
         squared = (a - b).square().sum(1)
         gap = margin - (squared if legacy else squared.sqrt())
-        hinge = gap.where(gap > 0, 0)
+        hinge = gap.masked_fill(gap < 0, 0)  # NaN stays
         terms = torch.where(similar, squared, hinge if legacy else hinge.square())
         return terms.sum() / max(1, len(a)) / 2
 

@@ -51,7 +51,7 @@ class Params:
     pad: tuple[int, ...] = param((), low=0, doc="default 0")
     kernel_size: tuple[int, ...] = param((), low=1)
     stride: tuple[int, ...] = param((), low=1, doc="default 1")
-    dilation: tuple[int, ...] = param((), low=1, doc="default 1")
+    dilation: tuple[int, ...] = param((), low=0, doc="default 1; 0: all of the kernel on one pixel")
     pad_h: int | None = param(None, low=0)
     pad_w: int | None = param(None, low=0)
     kernel_h: int | None = param(None, low=1)
@@ -72,10 +72,6 @@ class Params:
                 raise ValueError(f"give {name}, or {stem}_h and {stem}_w, not both")
             if (h is None) != (w is None) and stem != "pad":
                 raise ValueError(f"{stem}_h and {stem}_w go together")
-        if not self.kernel_size and self.kernel_h is None:
-            raise ValueError("give kernel_size, or kernel_h and kernel_w")
-        if self.num_output and self.num_output % self.group:
-            raise ValueError(f"num_output {self.num_output} is not a multiple of group {self.group}")
 
 
 @dataclass(frozen=True)
@@ -83,6 +79,7 @@ class Im2colParams(Params):
     """``convolution_param`` of an Im2col layer, which has no outputs, groups or blobs."""
 
     num_output: int = param(0, low=0, doc="accepted, has no effect")
+    group: int = param(1, low=0, doc="accepted, has no effect")
 
 
 class Axis(NamedTuple):
@@ -116,6 +113,8 @@ Window = tuple[Axis, ...]
 def window(params: Params, axes: int) -> Window:
     """The window over so many spatial axes."""
     p = params
+    if axes and not p.kernel_size and p.kernel_h is None:
+        raise BlobError("give kernel_size, or kernel_h and kernel_w")
     sizes = (
         _each("kernel_size", p.kernel_size, p.kernel_h, p.kernel_w, 1, axes),
         _each("stride", p.stride, p.stride_h, p.stride_w, 1, axes),
@@ -149,6 +148,8 @@ def _spatial(params: Params, bottoms: tuple[Shape, ...]) -> tuple[int, Shape]:
                 **{"bottom0": first, f"bottom{i}": shape},
             )
     axis = canonical_axis(params.axis, bottom0=first)
+    if params.num_output % params.group:
+        raise BlobError(f"num_output {params.num_output} is not a multiple of group {params.group}")
     if first[axis] % params.group:
         raise BlobError(
             f"the {first[axis]} channels of {{bottom0}} are not a multiple of group {params.group}",
@@ -270,13 +271,16 @@ class _Convolving(Layer):
     ) -> None:
         super().__init__(params, bottom_shapes, generator)
         self.axis, lengths = _spatial(params, bottom_shapes)
-        self.window = window(params, len(lengths))
+        w = window(params, len(lengths))
+        # Where all of the kernel lies on one pixel, that is multiplied by the sum of its elements.
+        self.summed = [axis for axis, a in enumerate(w, 2) if not a.dilation]
+        self.window = tuple(a if a.dilation else Axis(1, a.stride, a.pad, 1) for a in w)
         self.channels = bottom_shapes[0][self.axis]
         self._convolve: Callable[..., Tensor] = self._in_steps
         rows, columns = params.num_output, self.channels
         if self.deconvolves:
             rows, columns = columns, rows
-        shape = (rows, columns // params.group, *(a.kernel for a in self.window))
+        shape = (rows, columns // params.group, *(a.kernel for a in w))
         self.blob_names = ("weight", "bias") if params.bias_term else ("weight",)
         self.weight = parameter(shape, params.weight_filler, generator)
         self.bias = (
@@ -298,7 +302,8 @@ class _Convolving(Layer):
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         self.check(*bottoms)
-        weight, bias = self.weight, self.bias
+        weight = self.weight.sum(self.summed, keepdim=True) if self.summed else self.weight
+        bias = self.bias
         return tuple([self._convolve(bottom, weight, bias) for bottom in bottoms])
 
     def fit(self, *bottoms: Shape) -> None:
@@ -382,7 +387,8 @@ class Im2col(Layer):
         w = window(self.params, x.dim() - 2)
         x = F.pad(completed(x, w), [a.pad for a in reversed(w) for _ in range(2)])
         for i, a in enumerate(w, 2):
-            x = x.unfold(i, a.extent, a.stride)[..., :: a.dilation]
+            x = x.unfold(i, a.extent, a.stride)[..., :: a.dilation or 1]
+            x = x.expand(*x.shape[:-1], a.kernel)
         kernel = tuple(range(2 + len(w), 2 + 2 * len(w)))
         return x.permute(0, 1, *kernel, *range(2, 2 + len(w))).reshape(shape)
 

@@ -3,6 +3,8 @@ by 1 / (1 - dropout_ratio); otherwise the identity.
 
 Bottom and top of any shape, the same. The mask is drawn from torch's own generator of the device
 (``torch.manual_seed``).
+
+Differs from the original: a ratio of 1 gives 0, where Caffe multiplies 0 by infinity.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._runtime.checks import BlobError, Shape
+from .._runtime.checks import BlobError, Shape, expect_values
 from .._runtime.layer import Layer
 from .._runtime.params import NoParams
 from .._runtime.registry import register
@@ -48,6 +48,7 @@ class Filter(Layer):
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         infer(self.params, *(tuple(bottom.shape) for bottom in bottoms))
         *batches, selector = bottoms
+        expect_values("the tops' shapes depend on the selector's values", selector)
         chosen = selector.detach().flatten().nonzero()[:, 0]
         return tuple(batch[chosen] for batch in batches)
 

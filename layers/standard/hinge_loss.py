@@ -56,7 +56,7 @@ class HingeLoss(Layer):
 
     def forward(self, scores: Tensor, label: Tensor) -> Tensor:
         n, classes = expect_one_label_an_item(scores.shape, label.shape)
-        index, _ = class_labels(label.reshape(n), classes)
+        index, _ = class_labels(label, (n,), classes)
         x = wide(scores).reshape(n, classes)
         margin = 1 + torch.where(_one_hot(index, classes), -x, x)
         hinge = margin.where(margin > 0, 0)

@@ -138,7 +138,9 @@ class InfogainLoss(Layer):
         matrix = self.infogain if infogain is None else infogain.detach()
         assert matrix is not None
         matrix = matrix.to(x).reshape(classes, classes)
-        index, counts = class_labels(label.reshape(outer, inner), classes, p.loss_param.ignore_label)
+        index, counts = class_labels(
+            label, (outer, inner), classes, p.loss_param.ignore_label, "loss_param"
+        )
         mode = p.loss_param.mode(Normalization.VALID)
         scale = loss_scale(mode, (outer, inner), counts, x.detach())
         loss, prob = Function.apply(x, index, counts, matrix, scale)

@@ -34,21 +34,29 @@ from .._runtime.samples import Sample, normal
 class Params:
     """``interp_param``. Sizes in pixels."""
 
-    height: int | None = param(None, low=1)
-    width: int | None = param(None, low=1)
-    zoom_factor: int | None = param(None, low=1)
-    shrink_factor: int | None = param(None, low=1)
+    height: int | None = param(None, doc="1 or more, where the size counts")
+    width: int | None = param(None, doc="1 or more, where the size counts")
+    zoom_factor: int | None = param(None, doc="1 or more, where the factors count")
+    shrink_factor: int | None = param(None, doc="1 or more, where the factors count")
     pad_beg: int = param(0, high=0, doc="cut off at the start: 0 or negative")
     pad_end: int = param(0, high=0, doc="cut off at the end: 0 or negative")
 
     def __post_init__(self) -> None:
-        factors = (self.zoom_factor, self.shrink_factor)
-        if factors == (None, None) and not self.size:
+        factors = {"zoom_factor": self.zoom_factor, "shrink_factor": self.shrink_factor}
+        counted = {"height": self.height, "width": self.width} if self.size else factors
+        if all(value is None for value in counted.values()):
             raise ValueError("give height and width, zoom_factor or shrink_factor")
+        for name, value in counted.items():
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
 
     @property
     def size(self) -> tuple[int, int] | None:
-        return (self.height, self.width) if self.height and self.width else None
+        """The size given, unless a single factor goes before it."""
+        one_factor = (self.zoom_factor is None) != (self.shrink_factor is None)
+        if one_factor or self.height is None or self.width is None:
+            return None
+        return self.height, self.width
 
 
 def resized(params: Params, length: int) -> int:
@@ -64,8 +72,7 @@ def infer(params: Params, bottom: Shape) -> tuple[Shape, ...]:
     if min(left) < 1:
         cut = f"pad_beg {params.pad_beg} and pad_end {params.pad_end}"
         raise BlobError(f"{cut} leave nothing of {{bottom}}", bottom=bottom)
-    one_factor = (params.zoom_factor is None) != (params.shrink_factor is None)
-    if params.size and not one_factor:
+    if params.size:
         return ((*bottom[:2], *params.size),)
     return ((*bottom[:2], *(resized(params, length) for length in left)),)
 

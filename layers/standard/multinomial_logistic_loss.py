@@ -63,7 +63,7 @@ class MultinomialLogisticLoss(Layer):
 
     def forward(self, scores: Tensor, label: Tensor) -> Tensor:
         n, classes = expect_one_label_an_item(scores.shape, label.shape)
-        index, _ = class_labels(label.reshape(n), classes)
+        index, _ = class_labels(label, (n,), classes)
         loss: Tensor = Function.apply(wide(scores).reshape(n, classes), index)
         return loss
 

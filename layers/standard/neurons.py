@@ -49,12 +49,8 @@ class EngineParams:
 class ClipParams:
     """``clip_param``."""
 
-    min: float = param(doc="what is smaller becomes this")
-    max: float = param(doc="what is larger becomes this")
-
-    def __post_init__(self) -> None:
-        if self.min > self.max:
-            raise ValueError(f"min {self.min:g} is above max {self.max:g}")
+    min: float = param(infinite=True, doc="what is smaller becomes this, everything if above max")
+    max: float = param(infinite=True, doc="what is larger becomes this")
 
 
 @dataclass(frozen=True)
@@ -75,7 +71,7 @@ class SwishParams:
 class ThresholdParams:
     """``threshold_param``."""
 
-    threshold: float = param(0.0)
+    threshold: float = param(0.0, infinite=True)
 
 
 def infer(params: object, bottom: Shape) -> tuple[Shape, ...]:
@@ -98,6 +94,26 @@ class Neuron(Layer):
         return [Sample(params, (x,)) for params in cls.sampled or (cls.Params(),)]
 
 
+class LeakyFunction(torch.autograd.Function):
+    """The gradient at 0 that of below, whatever the slope."""
+
+    @staticmethod
+    def forward(x: Tensor, slope: float) -> Tensor:
+        return F.leaky_relu(x, slope)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        x, ctx.slope = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        below = x.clamp(max=0).eq_(x).mul_(grad)
+        return (grad - below).add_(below, alpha=ctx.slope), None
+
+
 @register("ReLU", block="relu_param")
 class ReLU(Neuron):
     """max(0, x) + negative_slope min(0, x)."""
@@ -110,7 +126,11 @@ class ReLU(Neuron):
 
     def forward(self, bottom: Tensor) -> Tensor:
         slope = self.params.negative_slope
-        return F.leaky_relu(bottom, slope) if slope else torch.relu(bottom)
+        if not slope:
+            return torch.relu(bottom)
+        # At a kink torch promises the smaller of the gradients beside it: the slope, if that is 0 to 1.
+        leaky = F.leaky_relu if 0 < slope <= 1 else LeakyFunction.apply
+        return leaky(bottom, slope)
 
 
 @register("TanH", block="tanh_param")
@@ -151,15 +171,35 @@ class BNLL(Neuron):
         return F.softplus(bottom, threshold=50)
 
 
+class ClipFunction(torch.autograd.Function):
+    """The gradient passes at both bounds too, where that of torch's clamp depends on the version."""
+
+    @staticmethod
+    def forward(x: Tensor, least: float, most: float) -> Tensor:
+        return x.clamp(least, max(least, most))  # torch would have most, not least, win
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float, float], output: Tensor) -> None:
+        x, ctx.least, ctx.most = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (x,) = ctx.saved_tensors
+        return grad * ((x >= ctx.least) & (x <= ctx.most)), None, None
+
+
 @register("Clip")
 class Clip(Neuron):
-    """min(max(x, min), max)."""
+    """max(min(x, max), min)."""
 
     Params = ClipParams
     sampled = (ClipParams(-1.2, 0.7),)
 
     def forward(self, bottom: Tensor) -> Tensor:
-        return bottom.clamp(self.params.min, self.params.max)
+        top: Tensor = ClipFunction.apply(bottom, self.params.min, self.params.max)
+        return top
 
 
 class ELUFunction(torch.autograd.Function):

@@ -62,8 +62,7 @@ class Params:
     round_mode: RoundMode = param(RoundMode.CEIL)
 
     def __post_init__(self) -> None:
-        kernel = _pair("kernel_size", self.kernel_size, self.kernel_h, self.kernel_w, "kernel")
-        pads, strides = self.pads, self.strides
+        kernel, pads, strides = self.kernel, self.pads, self.strides
         if self.global_pooling and kernel:
             raise ValueError("global_pooling takes no kernel size")
         if self.global_pooling and (pads, strides) != ((0, 0), (1, 1)):
@@ -76,6 +75,13 @@ class Params:
             raise ValueError("STOCHASTIC pooling takes no pad")
 
     @property
+    def kernel(self) -> Pair | None:
+        h, w = self.kernel_h, self.kernel_w
+        if self.kernel_size is not None and None in (h, w):  # Caffe passes over one of them alone
+            h = w = None
+        return _pair("kernel_size", self.kernel_size, h, w, "kernel")
+
+    @property
     def pads(self) -> Pair:
         return _pair("pad", self.pad, self.pad_h, self.pad_w) or (0, 0)
 
@@ -85,7 +91,7 @@ class Params:
 
     def windows(self, bottom: Shape) -> Windows:
         """The windows over a bottom; raises BlobError as :func:`infer` does."""
-        kernel = _pair("kernel_size", self.kernel_size, self.kernel_h, self.kernel_w, "kernel")
+        kernel = self.kernel
         if self.global_pooling:
             kernel = (bottom[2], bottom[3]) if len(bottom) == 4 else (1, 1)
         assert kernel, "__post_init__ sees to it"

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .._runtime.checks import BlobError, Shape
 from .._runtime.fillers import FillerParams, FillerType, parameter
@@ -35,6 +36,32 @@ def infer(params: Params, bottom: Shape) -> tuple[Shape, ...]:
     if len(bottom) < 2:
         raise BlobError("expected {bottom} to be [N, C, ...]", bottom=bottom)
     return (bottom,)
+
+
+class Function(torch.autograd.Function):
+    """x and slopes -> top. Both gradients at 0 are those of below, which torch does not promise."""
+
+    @staticmethod
+    def forward(x: Tensor, slope: Tensor) -> Tensor:
+        return F.prelu(x, slope)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, slope = ctx.saved_tensors
+        below = x.clamp(max=0).eq_(x).mul_(grad)
+        to_x = to_slope = None
+        if ctx.needs_input_grad[0]:
+            beside = slope.reshape(-1, *(1,) * (x.dim() - 2))
+            to_x = (grad - below).addcmul_(below, beside)
+        if ctx.needs_input_grad[1]:
+            others = (0, *range(2, x.dim())) if slope.dim() else tuple(range(x.dim()))
+            to_slope = below.mul_(x).sum(others)
+        return to_x, to_slope
 
 
 @register("PReLU", block="prelu_param")
@@ -65,7 +92,8 @@ class PReLU(Layer):
                 f"{{bottom}} has {bottom.shape[1]} channels, the slopes are for {len(self.slope)}",
                 bottom=bottom.shape,
             )
-        return F.prelu(bottom, self.slope)
+        top: Tensor = Function.apply(bottom, self.slope)
+        return top
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:

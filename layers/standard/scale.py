@@ -31,7 +31,7 @@ class BiasParams:
     """``bias_param``."""
 
     axis: int = param(1, doc="where the blob stands; negative counts from the last")
-    num_axes: int = param(1, low=-1, doc="axes of a learned blob; -1: all from axis on")
+    num_axes: int = param(1, doc="axes of a learned blob; -1: all from axis on")
     filler: FillerParams = param(FillerParams(), doc="default: constant 0")
 
 
@@ -40,7 +40,7 @@ class ScaleParams:
     """``scale_param``."""
 
     axis: int = param(1, doc="where the blob stands; negative counts from the last")
-    num_axes: int = param(1, low=-1, doc="axes of a learned blob; -1: all from axis on")
+    num_axes: int = param(1, doc="axes of a learned blob; -1: all from axis on")
     filler: FillerParams = param(FillerParams(value=1.0), doc="default: constant 1")
     bias_term: bool = param(False, doc="add a learned bias")
     bias_filler: FillerParams = param(FillerParams())
@@ -58,6 +58,8 @@ def blob_shape(params: BiasParams | ScaleParams, *bottoms: Shape) -> Shape:
     axis = canonical_axis(params.axis, bottom=bottom)
     if params.num_axes == -1:
         return bottom[axis:]
+    if params.num_axes < -1:
+        raise BlobError(f"num_axes must be at least 0, or -1 for all, got {params.num_axes}")
     if axis + params.num_axes > len(bottom):
         raise BlobError(f"{{bottom}} has no {params.num_axes} axes from {axis} on", bottom=bottom)
     return bottom[axis : axis + params.num_axes]

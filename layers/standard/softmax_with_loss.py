@@ -90,7 +90,7 @@ class SoftmaxWithLoss(Layer):
         expect_items(scores=scores.shape, label=label.shape)
         p: Params = self.params
         outer, classes, inner = expect_one_label_each(p.axis, scores.shape, label.shape)
-        found = class_labels(label.reshape(outer, inner), classes, p.loss_param.ignore_label)
+        found = class_labels(label, (outer, inner), classes, p.loss_param.ignore_label, "loss_param")
         index, counts = found
         scores = wide(scores).reshape(outer, classes, inner)
         scale = loss_scale(

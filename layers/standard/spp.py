@@ -25,7 +25,7 @@ from .._runtime.samples import Sample, distinct
 class Params:
     """``spp_param``."""
 
-    pyramid_height: int = param(low=1, high=16, doc="levels")
+    pyramid_height: int = param(low=1, high=16, doc="levels; more need images of over 2^31 pixels")
     pool: PoolMethod = param(PoolMethod.MAX)
     engine: Engine = param(Engine.DEFAULT, doc="accepted, has no effect")
 

@@ -117,6 +117,13 @@ def test_hand_computed():
     assert grad == pytest.approx([3 / 3, -(1.5 - 0.5) / 3, 0, 0])
 
 
+def test_without_a_margin_false_matches_cost_nothing():
+    for form in ("SQUARED_HINGE", "PLAIN_HINGE"):
+        loss, grad = of_distances([2, 0.5, 0], [1, 0, 0], margin=0.0, form=form)
+        assert loss == pytest.approx(4 / 6)
+        assert grad == pytest.approx([2 / 3, 0, 0])
+
+
 def test_plain_hinge_hand_computed():
     # d = 0.8 and 1.2 lie on either side of d < margin, and within and beyond d^2 < margin
     options = {"margin": 1.1, "form": "PLAIN_HINGE"}

@@ -144,6 +144,16 @@ def test_no_processing_only_measures():
     assert (int(tops.num_positives), int(tops.num_hard_negatives)) == (3, 0)
 
 
+def test_infinite_distances():
+    options = {"pixel_threshold": math.inf, "pck_radii": (math.inf,)}
+    tops = mine(RANDOM, **options)
+    assert torch.equal(tops.pairs[0, :4], TABLE[0, :4])
+    assert tops.pairs[0, 5:, 4].tolist() == [-1] * 5  # nothing is far enough for a negative
+    assert tops.pck.tolist() == pytest.approx([2 / 3])  # of the true rows two have a neighbour
+    some = mine(RANDOM, **options, random_negative_distance=0.0)
+    assert 0 in some.pairs[0, 5:, 4]
+
+
 def test_one_based_indices_and_offset():
     pairs, reference = table((0, 0, 8, 4, 1)), torch.zeros(1, 1, 2, 3)
     for base in (0, 1):

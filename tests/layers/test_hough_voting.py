@@ -297,6 +297,11 @@ def test_aspects_that_differ_by_a_factor_of_two():
         assert bin_index(r, s, rule=Rule.RELEASED) == (-1, -1, -1)
     assert bin_index(square, (0, 0, 20, 39.9), rule=Rule.RELEASED) != (-1, -1, -1)
     assert bin_index(tall, (0, 0, 19.9, 20), rule=Rule.RELEASED) != (-1, -1, -1)
+    boxes = torch.tensor([square]), torch.tensor([(0, 0, 20, 60)])
+    for limit, votes in ((2.0, 0.01), (math.inf, 0.61)):
+        options = {"rule": "RELEASED", "output": "VOTES", "max_aspect_ratio": limit}
+        top = hough_voting(torch.ones(1, 1), *boxes, (30, 30), (99, 99), **options)
+        assert float(top) == pytest.approx(votes)
 
 
 @pytest.mark.parametrize("rule", Rule)

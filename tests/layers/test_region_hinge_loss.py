@@ -39,6 +39,14 @@ def test_hand_computed():
     assert z.grad.tolist() == [-0.25, 0, 0.25, 0.25, 0, 0]
 
 
+def test_without_a_margin():
+    z = torch.tensor([0.25, -2, 0.5, -1], requires_grad=True)
+    loss = region_hinge_loss(z, torch.tensor([1, 1, 0, 0]), margin=0.0)
+    assert loss == 2.5 / 4
+    loss.backward()
+    assert z.grad.tolist() == [0, -0.25, 0.25, 0]
+
+
 def test_on_the_edges_the_gradient_is_0():
     z = torch.tensor([1.0, -1.0], requires_grad=True)
     region_hinge_loss(z, torch.tensor([1.0, 0])).backward()

@@ -106,6 +106,12 @@ def test_a_roi_is_at_least_a_cell():
     assert roi_pooling(RAMP, box((3, 2, 1, 0)), 2, 2).flatten().tolist() == [13] * 4
 
 
+def test_any_scale_as_in_the_released_layer():
+    assert roi_pooling(RAMP + 1, box((1, 1, 3, 2)), 2, 2, 0.0).flatten().tolist() == [1] * 4
+    # mirrored, the last column comes first: one cell, x = 2 and y = 1
+    assert roi_pooling(RAMP + 1, box((-2, -1, -1, 0)), 1, 1, -1.0).item() == 8
+
+
 def test_empty_bins():
     rois = box((-9, 0, -2, 3), (4, 3, 12, 9), (1e30, 0, 1e30, 0))
     data = RAMP.clone().requires_grad_()

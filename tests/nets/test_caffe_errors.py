@@ -64,10 +64,18 @@ def test_the_table_of_differences_names_cases():
 
 HEAD = "layer:\n- {name: x, type: Input, top: x, input_param: {shape: {dim: [2, 3]}}}\n"
 
-# Where a text that Caffe reads is refused here: what it says would be lost.
+# Where a net that Caffe takes is refused here: what it says would be lost, or a top be empty.
+LAYER = "- {name: y, bottom: x, top: y, "
+SMALL = HEAD.replace("[2, 3]", "[1, 1, 2, 2]")
 STRICTER = {
     "a net without layers": "name: empty",
     "old and new layers together": "layer: {type: Silence}\nlayers: {type: RELU}",
+    "an unknown filler of nothing": HEAD + LAYER + "type: InnerProduct, inner_product_param: {"
+    "num_output: 1, bias_term: false, bias_filler: {type: glorot}}}",
+    "a pooling without windows": SMALL + LAYER + "type: Pooling, pooling_param: {"
+    "kernel_size: 4, stride: 2}}",
+    "a convolution without windows": SMALL + LAYER + "type: Convolution, convolution_param: {"
+    "num_output: 1, kernel_size: 4, stride: 2}}",
 }
 
 # Where Caffe aborts and this library does not: what no layer reads is not looked at.

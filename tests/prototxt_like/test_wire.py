@@ -138,7 +138,7 @@ def test_a_name_that_is_not_utf8(model) -> None:
     [
         (b"", "not a Caffe model: it holds no layers"),
         (put(1, b"net"), "not a Caffe model: it holds no layers"),
-        (b'name: "net"\n', "not a Caffe model, or cut off"),
+        (b'name: "net"\n', "not a Caffe model, or cut off; it is text: is it a spec, not weights?"),
         (layer(shape(2) + floats(1, 2))[:-3], "not a Caffe model, or cut off"),
         (layer(shape(3) + floats(1, 2)), 'layer "ip", blob 0: 2 values do not fill the shape [3]'),
         (

@@ -48,7 +48,10 @@ match_param: {image: [image1, image2], feature: [feature1, feature2], downsampli
 """
 MATCH = ("match", "a.png", "b.png", "--net", "tiny.yaml")
 WEIGHTS = ("--weights", "tiny.safetensors")
-SOLVER = "net: tiny.yaml\ntype: Adam\nbase_lr: 0.01\nmomentum: 0.9\nmax_iter: 3\nrandom_seed: 1\n"
+SOLVER = (
+    "net: tiny.yaml\ntype: Adam\nbase_lr: 0.01\nlr_policy: fixed\nmomentum: 0.9\nmax_iter: 3\n"
+    "random_seed: 1\n"
+)
 
 
 @pytest.fixture
@@ -170,7 +173,7 @@ def test_match_refuses_what_is_no_image_and_a_net_that_does_not_match(folder, ca
     save(Net("tiny.yaml", stages=("deploy",), seed=1), "tiny.safetensors")
     code, _, err = run(capfd, "match", "tiny.yaml", *MATCH[2:], *WEIGHTS, "--out", "m.csv")
     assert code == 2
-    assert "is not an image" in err
+    assert "cannot read tiny.yaml: it is no PNG, JPEG" in err
     (folder / "plain.yaml").write_text(TINY.split("match_param")[0])
     code, _, err = run(capfd, *MATCH[:4], "plain.yaml", *WEIGHTS, "--out", "m.csv")
     assert code == 2
@@ -222,7 +225,7 @@ def test_what_a_user_gets_wrong(folder, capfd, arguments, message):
     torch.save({"layers.other.weight": torch.ones(2)}, "other.pth")
     (folder / "fed.yaml").write_text(SOLVER + "train_state: {stage: deploy}\n")
     (folder / "gpu.yaml").write_text(SOLVER + "solver_mode: GPU\ndevice_id: 7\n")
-    (folder / "endless.yaml").write_text("net: tiny.yaml\n")
+    (folder / "endless.yaml").write_text("net: tiny.yaml\nlr_policy: fixed\n")
     before = {path.name for path in folder.iterdir()}
     code, _, err = run(capfd, *arguments)
     assert code == 2
@@ -248,7 +251,9 @@ def test_train_displays_tests_and_snapshots_as_the_solver_says(folder, capfd):
         assert text in out
     assert (folder / "run_iter_2.solverstate").exists()
     lines = (folder / "run.log").read_text().splitlines()
-    assert all(re.match(r"I\d{4} \d\d:\d\d:\d\d\.\d{6} +\d+ (solver|train).py:\d+\] ", line) for line in lines)
+    assert all(
+        re.match(r"I\d{4} \d\d:\d\d:\d\d\.\d{6} +\d+ (solver|train).py:\d+\] ", line) for line in lines
+    )
     assert [line.partition("] ")[2] for line in lines] == [
         line for line in out.splitlines() if not line.startswith(("solver:", "weights written"))
     ]

@@ -86,12 +86,15 @@ def test_mirror_flips_about_half_of_the_views():
 
 def test_sources(tmp_path):
     skimage.io.imsave(tmp_path / "grey.png", np.full((4, 5), 7, np.uint8), check_contrast=False)
-    (image,) = read_photographs(str(tmp_path))
-    assert image.shape == (4, 5, 3)
+    skimage.io.imsave(tmp_path / "more.BMP", np.full((3, 2), 8, np.uint8), check_contrast=False)
+    (tmp_path / "text.txt").write_text("no photograph")
+    assert [image.shape for image in read_photographs(str(tmp_path))] == [(4, 5, 3), (3, 2, 3)]
     assert (read_photographs(str(tmp_path / "grey.png"))[0] == 7).all()
     assert read_photographs("skimage:astronaut")[0].shape == (512, 512, 3)
-    with pytest.raises(FileNotFoundError, match='source "skimage:nobody"'):
+    with pytest.raises(ValueError, match='^source "skimage:nobody": no image file'):
         read_photographs("skimage:nobody")
+    with pytest.raises(ValueError, match=r"^cannot read .*text\.txt: it is no PNG"):
+        read_photographs(str(tmp_path / "text.txt"))
 
 
 def test_the_crop_is_the_side():

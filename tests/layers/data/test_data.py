@@ -92,6 +92,14 @@ def test_kinds_of_datum() -> None:
         read_datum(datum(grey, encoded="PNG"), color=True)[0], np.repeat(grey, 3, 0)
     )
     assert read_datum(datum(colour, encoded="PNG"), color=False)[0].shape == (1, 4, 5)
+    deep = datum(grey.astype(np.uint16) * 256, encoded="PNG")
+    for color in (True, False):
+        found, _ = read_datum(deep, color)
+        np.testing.assert_array_equal(found, np.repeat(grey, 3 if color else 1, 0))
+    with pytest.raises(
+        ValueError, match=r"^cannot read an encoded Datum: 16 bits a channel: force_color"
+    ):
+        read_datum(deep)
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,11 @@ def test_in_a_net() -> None:
             "shape {} data_filler {} data_filler {} data_filler {}",
             "expected data_filler once, or for each of 2 tops, got it 3 times",
         ),
+        ("shape { dim: 2 dim: 0 }", "constant filler: the blob [2, 0] has no elements"),
+        (
+            'shape { dim: 2 } data_filler { } data_filler { type: "gaussian" std: 0 }',
+            "gaussian filler: std must be above 0, got 0",
+        ),
     ],
 )
 def test_refusals(fields: str, message: str) -> None:

@@ -105,7 +105,7 @@ def test_output_is_caffes(folder: Path) -> None:
 
 
 def test_output_refuses(folder: Path) -> None:
-    params = hdf5_output.Params(str(folder / "no" / "out.h5"))
+    params = hdf5_output.Params(str(folder / "a.h5" / "out.h5"))
     layer = HDF5Output(params)
     with pytest.raises(ValueError, match=r"^cannot write .*out\.h5"):
         layer(torch.zeros(2, 3), torch.zeros(2))
@@ -173,5 +173,5 @@ def test_without_h5py(folder: Path, monkeypatch: Any) -> None:
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
     with pytest.raises(ValueError, match=r"^HDF5 files need h5py: pip install 'cortado\[hdf5\]'$"):
         hdf5_data.read_sets(str(folder / "a.h5"), ("x",))
-    with pytest.raises(ValueError, match=r"^HDF5Output needs h5py: pip install 'cortado\[hdf5\]'$"):
+    with pytest.raises(ValueError, match=r"^HDF5 files need h5py: pip install 'cortado\[hdf5\]'$"):
         HDF5Output(hdf5_output.Params(str(folder / "o.h5")))(torch.zeros(1), torch.zeros(1))

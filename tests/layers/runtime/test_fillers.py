@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from cortado.layers._runtime.fillers import FillerParams, FillerType, VarianceNorm, parameter
+from cortado.layers.standard.inner_product import InnerProduct
+from cortado.layers.standard.inner_product import Params as InnerProductParams
 from shared import case
 
 NORMS = {"in": VarianceNorm.FAN_IN, "out": VarianceNorm.FAN_OUT, "avg": VarianceNorm.AVERAGE}
@@ -143,6 +145,12 @@ def test_fields_of_other_fillers_are_passed_over() -> None:
     """Real nets give a constant filler a std of 0."""
     assert draw((2,), FillerParams(value=3.0, std=0.0, min=5.0)).tolist() == [3, 3]
     assert draw((), FillerParams(FillerType.gaussian, mean=7.0, std=1e-9)) == pytest.approx(7)
+
+
+def test_a_filler_of_nothing_may_say_anything() -> None:
+    unused = FillerParams(FillerType.gaussian, std=0.0)
+    layer = InnerProduct(InnerProductParams(2, bias_term=False, bias_filler=unused), ((4, 3),))
+    assert layer.bias is None
 
 
 def test_positive_unitball_sums_to_one() -> None:

@@ -20,14 +20,27 @@ from shared import case
 
 
 def test_labels() -> None:
-    index, counts = class_labels(torch.tensor([2.9, -0.9, 255]), 3, ignore_label=255)
+    index, counts = class_labels(torch.tensor([2.9, -0.9, 255]), (3,), 3, ignore_label=255)
     assert index.tolist() == [2, 0, 0]
     assert counts.tolist() == [True, True, False]
     for label in (3, -1, float("inf")):
-        with pytest.raises(ValueError, match=r"^expected labels from 0 to 2$"):
-            class_labels(torch.tensor([label]), 3)
-    empty, _ = class_labels(torch.zeros(0), 3)
+        text = rf"^expected labels from 0 to 2, got {label:g} at \[0\] of the label blob$"
+        with pytest.raises(ValueError, match=text):
+            class_labels(torch.tensor([label]), (1,), 3)
+    empty, _ = class_labels(torch.zeros(0), (0,), 3)
     assert not len(empty)
+
+
+def test_a_label_that_ignore_label_would_leave_out() -> None:
+    """Segmentation's 255, in a label blob [N, 1, H, W]."""
+    label = torch.zeros(2, 1, 3, 4)
+    label[1, 0, 2, 3] = 255
+    with pytest.raises(ValueError) as caught:
+        class_labels(label, (2, 12), 21, None, "loss_param")
+    assert str(caught.value) == (
+        "expected labels from 0 to 20, got 255 at [1, 0, 2, 3] of the label blob; "
+        "loss_param: {ignore_label: 255} leaves such ones out"
+    )
 
 
 def test_positions() -> None:

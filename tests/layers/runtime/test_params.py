@@ -27,7 +27,7 @@ MAP, PAIRS, INDEX = (
         ),
         (
             lambda: CF.correspondence_contrastive_loss(MAP, MAP, PAIRS, margin=-1),
-            "margin: expected above 0, got -1",
+            "margin: expected at least 0, got -1",
         ),
         (
             lambda: CF.convolutional_spatial_transformer(MAP, torch.zeros(1, 4, 3, 4), 0),

@@ -18,6 +18,8 @@ from cortado.layers._runtime.proposals import (
     selective_search,
     sliding_window,
 )
+from scipy.sparse import csgraph
+from scipy.sparse.csgraph import dijkstra
 
 METHODS = {
     "prim": randomized_prim,
@@ -163,6 +165,18 @@ def test_trees_grow_in_proportion_to_rho():
     for row, edges in zip(order[:200], chosen[:200], strict=True):
         for k in range(1, 5):
             assert edges[k] in [weight.get(frozenset((row[k], before))) for before in row[:k]]
+
+
+def test_the_graph_has_the_indices_that_every_scipy_takes(monkeypatch):
+    given = []
+
+    def noted(graph, **options):
+        given.extend((graph.indices.dtype, graph.indptr.dtype))
+        return dijkstra(graph, **options)
+
+    monkeypatch.setattr(csgraph, "dijkstra", noted)
+    grow(*graph([0.9, 0.2, 0.5, 0.7, 0.4]), 3, np.random.default_rng(0))
+    assert given == [np.int32, np.int32]
 
 
 def loop_tree(regions, rho, rng):

@@ -30,7 +30,11 @@ class TestAccuracy(LayerSuite):
             "top_k 4 exceeds the 3 classes of scores [2, 3]",
             Params(top_k=4),
         ),
-        ((torch.zeros(1, 3), torch.tensor([3])), "expected labels from 0 to 2"),
+        (
+            (torch.zeros(1, 3), torch.tensor([3])),
+            "expected labels from 0 to 2, got 3 at [0] of the label blob; "
+            "accuracy_param: {ignore_label: 3} leaves such ones out",
+        ),
     )
 
     def oracle(self, params: Params, scores: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -49,6 +49,16 @@ def test_phases() -> None:
     assert always.count.tolist() == [1]
 
 
+def test_any_eps_is_added() -> None:
+    """Of batch and stored variance 4: (x - 3) / sqrt(4 + eps), where Caffe asks nothing of eps."""
+    x = torch.tensor([[1.0], [5.0]])
+    for eps, scale in ((0.0, 2.0), (-3.0, 1.0), (5.0, 3.0)):
+        layer = BatchNorm(Params(eps=eps), ((2, 1),))
+        torch.testing.assert_close(layer(x), (x - 3) / scale)
+        layer.variance.data.fill_(4)
+        torch.testing.assert_close(layer.eval()(x), (x - 3) / scale)
+
+
 def test_one_element_a_channel() -> None:
     layer, x = BatchNorm(Params(), ((1, 3),)), torch.tensor([[5.0, -7.0, 1e6]], requires_grad=True)
     top = layer(x)

@@ -70,6 +70,18 @@ def test_published_gradient(legacy: bool) -> None:
     torch.testing.assert_close(b.grad, -wanted)
 
 
+@pytest.mark.parametrize("legacy", [False, True])
+def test_at_the_margin_and_with_nan(legacy: bool) -> None:
+    layer = ContrastiveLoss(Params(margin=25.0 if legacy else 5.0, legacy_version=legacy))
+    a, b = torch.tensor([[3.0, 4.0]], requires_grad=True), torch.zeros(1, 2)
+    loss = layer(a, b, torch.zeros(1))
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert a.grad is not None
+    assert a.grad.tolist() == [[0, 0]]
+    assert layer(torch.tensor([[math.nan, 0.0]]), b, torch.zeros(1)).isnan()
+
+
 def test_four_axes() -> None:
     a, b = torch.ones(2, 3, 1, 1), torch.zeros(2, 3, 1, 1)
     assert float(ContrastiveLoss(Params())(a, b, torch.ones(2, 1, 1, 1))) == 1.5

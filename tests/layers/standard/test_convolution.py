@@ -68,12 +68,10 @@ def test_channels_at_another_axis() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "give kernel_size, or kernel_h and kernel_w"),
         ({"kernel_h": 3}, "kernel_h and kernel_w go together"),
         ({"kernel_size": (3,), "kernel_h": 3}, "give kernel_size, or kernel_h and kernel_w, not both"),
         ({"kernel_size": (3,), "stride_w": 2}, "stride_h and stride_w go together"),
         ({"kernel_size": (3,), "pad": (1,), "pad_h": 1}, "give pad, or pad_h and pad_w, not both"),
-        ({"kernel_size": (3,), "group": 3}, "num_output 4 is not a multiple of group 3"),
     ],
 )
 def test_refused_parameters(given: dict, message: str) -> None:
@@ -90,7 +88,13 @@ def test_pad_h_alone_is_allowed() -> None:
 @pytest.mark.parametrize(
     ("given", "bottoms", "message"),
     [
+        ({}, [(2, 4, 6, 6)], "give kernel_size, or kernel_h and kernel_w"),
         ({"kernel_size": (9,)}, [(2, 4, 6, 6)], "bottom0 [2, 4, 6, 6] has no room for the kernel"),
+        (
+            {"kernel_size": (3,), "group": 3},
+            [(2, 3, 6, 6)],
+            "num_output 4 is not a multiple of group 3",
+        ),
         (
             {"kernel_size": (3, 3)},
             [(2, 4, 6, 6, 6)],
@@ -175,9 +179,10 @@ def test_deconvolution_is_the_transpose_over_any_axes(shape: tuple[int, ...]) ->
     torch.testing.assert_close((conv(x)[0] * y).sum(), (x * image).sum())
 
 
-def test_no_spatial_axes() -> None:
+@pytest.mark.parametrize("kernel", [(1,), ()])
+def test_no_spatial_axes(kernel: tuple[int, ...]) -> None:
     x = torch.randn(3, 4)
-    params = Params(6, kernel_size=(1,), group=2, weight_filler=FillerParams(FillerType.xavier))
+    params = Params(6, kernel_size=kernel, group=2, weight_filler=FillerParams(FillerType.xavier))
     for kind in (Convolution, Deconvolution):
         layer = kind(params, (x.shape,))
         (top,) = layer(x)
@@ -200,6 +205,38 @@ def test_kernel_larger_than_the_image(kernel: int, stride: int, pad: int) -> Non
     torch.testing.assert_close(top[:, :, 0, 0], (covered * x).sum((1, 2, 3))[None])
     columns = Im2col(Im2colParams(kernel_size=(kernel,), stride=(stride,), pad=(pad,)))(x)
     torch.testing.assert_close(layer.weight.flatten(1) @ columns[0, :, 0], top[0, :, 0])
+
+
+def test_dilation_of_nothing() -> None:
+    """Each element of the kernel lies on its window's first pixel, as Caffe's im2col has it."""
+    options = {"pad": (1,), "kernel_size": (3,), "stride": (2,), "dilation": (0,)}
+    filler = FillerParams(FillerType.msra)
+    params = Params(4, False, group=2, weight_filler=filler, **options)
+    x = torch.randn(2, 2, 5, 4, dtype=torch.float64)
+    layer = Convolution(params, (x.shape,)).double()
+    (top,) = layer(x)
+    assert layer.weight.shape == (4, 1, 3, 3)
+    assert infer(params, (2, 2, 5, 4)) == (top.shape,) == ((2, 4, 4, 3),)  # (n + 2 - 1) / 2 + 1
+    wanted = torch.zeros_like(top)
+    for out, tap, at in taps((5, 4), params):
+        if all(0 <= a < n for a, n in zip(at, (5, 4), strict=True)):
+            for o in range(4):
+                wanted[(slice(None), o, *out)] += (
+                    x[(slice(None), o // 2, *at)] * layer.weight[(o, 0, *tap)]
+                )
+    torch.testing.assert_close(top, wanted)
+    columns = Im2col(Im2colParams(num_output=3, group=2, **options))(x[:, :1])  # both ignored
+    torch.testing.assert_close(
+        torch.einsum("ok,nkhw->nohw", layer.weight[:2].flatten(1), columns), top[:, :2]
+    )
+    deconv = Deconvolution(dataclasses.replace(params, num_output=2), (top.shape,)).double()
+    deconv.weight.data = layer.weight.data
+    (image,) = deconv(top)
+    assert image.shape == (2, 2, 5, 3)  # 2 (n - 1) + 1 - 2
+    back = Convolution(params, (image.shape,)).double()
+    back.weight.data = layer.weight.data
+    y = torch.randn_like(image)
+    torch.testing.assert_close((back(y)[0] * top).sum(), (y * image).sum())
 
 
 @pytest.mark.parametrize("shape", [(5,), (4, 6), (3, 4, 5)])

@@ -33,3 +33,10 @@ def test_seeded() -> None:
     first = layer(x)
     torch.manual_seed(1)
     assert torch.equal(layer(x), first)
+
+
+def test_the_ends_of_the_ratio() -> None:
+    x = torch.randn(50)
+    assert torch.equal(Dropout(Params(0.0))(x), x)
+    assert not Dropout(Params(1.0))(x).any()
+    assert torch.equal(Dropout(Params(1.0)).eval()(x), x)

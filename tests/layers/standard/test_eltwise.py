@@ -41,6 +41,17 @@ def test_ties() -> None:
     assert [x.grad.tolist() for x in bottoms] == [[[0, 0]], [[1, 1]], [[0, 0]]]
 
 
+def test_the_maximum_of_nan() -> None:
+    """Each comparison with NaN is false: the second of the first two wins it, and no later one."""
+    nan = float("nan")
+    rows = [[nan, 1.0, nan], [1.0, nan, nan], [0.0, 9.0, 0.0]]
+    bottoms = [torch.tensor(row, requires_grad=True) for row in rows]
+    top = Eltwise(Params(EltwiseOp.MAX))(*bottoms)
+    top.sum().backward()
+    torch.testing.assert_close(top, torch.tensor([1.0, nan, nan]), equal_nan=True)
+    assert [x.grad.tolist() for x in bottoms] == [[0, 0, 0], [1, 1, 1], [0, 0, 0]]
+
+
 def test_product_gradients_at_zero() -> None:
     for stable, wanted in ((True, 3.0), (False, float("nan"))):
         zero, three = torch.zeros(1, requires_grad=True), torch.full((1,), 3.0)

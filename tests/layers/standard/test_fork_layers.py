@@ -60,6 +60,9 @@ def test_normalize_refuses() -> None:
         (InterpParams(shrink_factor=2, zoom_factor=3), (7, 7)),
         (InterpParams(7, 8, zoom_factor=2, shrink_factor=2), (7, 8)),
         (InterpParams(7, 8, zoom_factor=2), (9, 11)),
+        (InterpParams(0, 0, zoom_factor=2), (9, 11)),
+        (InterpParams(7, zoom_factor=2, shrink_factor=2), (5, 5)),
+        (InterpParams(7, 8, zoom_factor=0, shrink_factor=0), (7, 8)),
         (InterpParams(7, 8, pad_beg=-1, pad_end=-2), (7, 8)),
         (InterpParams(zoom_factor=2, pad_beg=-1), (7, 9)),
     ],
@@ -88,6 +91,14 @@ def test_interp_refuses() -> None:
     for given in ({}, {"height": 3}):
         with pytest.raises(ValueError, match=r"^give height and width, zoom_factor or shrink_factor$"):
             InterpParams(**given)
+    for given, message in (
+        ({"height": 3, "width": 0}, "width must be at least 1, got 0"),
+        ({"height": 3, "width": 3, "zoom_factor": 0}, "zoom_factor must be at least 1, got 0"),
+        ({"zoom_factor": 2, "shrink_factor": -1}, "shrink_factor must be at least 1, got -1"),
+    ):
+        with pytest.raises(ValueError) as caught:
+            InterpParams(**given)
+        assert str(caught.value) == message
     for shape, message in (
         ((2, 3, 4), "expected bottom [2, 3, 4] to be [N, C, H, W]"),
         ((1, 1, 3, 9), "pad_beg -1 and pad_end -2 leave nothing of bottom [1, 1, 3, 9]"),

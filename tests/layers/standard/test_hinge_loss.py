@@ -25,7 +25,10 @@ class TestHingeLoss(LayerSuite):
             (torch.zeros(2, 3), torch.zeros(2, 2)),
             "expected one label for each item of scores [2, 3], got label [2, 2]",
         ),
-        ((torch.ones(2, 3), torch.tensor([3, 0])), "expected labels from 0 to 2"),
+        (
+            (torch.ones(2, 3), torch.tensor([3, 0])),
+            "expected labels from 0 to 2, got 3 at [0] of the label blob",
+        ),
     )
 
     def oracle(self, params: Params, scores: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -26,7 +26,10 @@ class TestMultinomialLogisticLoss(LayerSuite):
             (torch.zeros(2, 3), torch.zeros(2, 2)),
             "expected one label for each item of scores [2, 3], got label [2, 2]",
         ),
-        ((torch.ones(2, 3), torch.tensor([-1, 0])), "expected labels from 0 to 2"),
+        (
+            (torch.ones(2, 3), torch.tensor([-1, 0])),
+            "expected labels from 0 to 2, got -1 at [0] of the label blob",
+        ),
     )
 
     def oracle(self, params: None, prob: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -46,6 +46,30 @@ def test_both_paths_agree(
             torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("native", [True, False])
+def test_ties_go_to_the_first_by_rows(
+    native: bool, layout: torch.memory_format, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of three equal elements, among them zeros of both signs, in windows of 2 x 3 and padding."""
+    monkeypatch.setattr(pool.Windows, "native", native)
+    x = torch.zeros(1, 16, 4, 3, dtype=dtype)
+    x[:, :, 0, 0] = -0.0
+    x[:, :, 2:] = 5
+    x = x.to(memory_format=layout).requires_grad_()
+    params = Params(kernel_h=2, kernel_w=3, stride=2, pad_h=0, pad_w=1)
+    for wanted in (("top", "mask"), ("top",)):
+        layer = Pooling(params)
+        layer.tops = wanted
+        found = layer(x)
+        top, *mask = found if isinstance(found, tuple) else (found,)
+        (gradient,) = torch.autograd.grad(top.sum(), x)
+        assert (top == torch.tensor([[0, 0], [5, 5]])).all()
+        assert all((each == torch.tensor([[0, 1], [6, 7]])).all() for each in mask)
+        assert (gradient == torch.tensor([[1, 1, 0], [0, 0, 0], [1, 1, 0], [0, 0, 0]])).all()
+
+
 def test_gradcheck_infer_and_empty_batch() -> None:
     for sample in Pooling.samples("small", np.random.default_rng(0)):
         x = sample.bottoms[0]
@@ -64,6 +88,11 @@ def test_global_pooling() -> None:
     top, mask = Pooling(Params(global_pooling=True))(x)
     torch.testing.assert_close(top, x.amax((2, 3), keepdim=True))
     assert torch.equal(mask.flatten(), x.flatten(2).argmax(2).float().flatten())
+
+
+def test_one_of_kernel_h_and_kernel_w_beside_kernel_size_is_passed_over() -> None:
+    for given in ({"kernel_h": 5}, {"kernel_w": 5}):
+        assert infer(Params(kernel_size=3, **given), (1, 2, 6, 7))[0] == (1, 2, 4, 5)
 
 
 def test_the_mask_only_if_asked_for() -> None:
@@ -150,13 +179,14 @@ def test_refused_parameters(given: dict, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "message"),
+    ("given", "shape", "message"),
     [
-        ((4, 6, 6), "expected bottom [4, 6, 6] to be [N, C, H, W]"),
-        ((1, 4, 3, 9), "no window of 5 x 5 fits bottom [1, 4, 3, 9]"),
+        ({"kernel_size": 5}, (4, 6, 6), "expected bottom [4, 6, 6] to be [N, C, H, W]"),
+        ({"kernel_size": 5}, (1, 4, 3, 9), "no window of 5 x 5 fits bottom [1, 4, 3, 9]"),
+        ({"global_pooling": True}, (1, 4, 0, 9), "no window of 0 x 9 fits bottom [1, 4, 0, 9]"),
     ],
 )
-def test_refused_shapes(shape: tuple[int, ...], message: str) -> None:
+def test_refused_shapes(given: dict, shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(BlobError) as caught:
-        Pooling(Params(kernel_size=5))(torch.zeros(shape))
+        Pooling(Params(**given))(torch.zeros(shape))
     assert str(caught.value) == message

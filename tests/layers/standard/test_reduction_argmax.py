@@ -39,10 +39,10 @@ def test_reduction(operation: ReductionOp, axis: int) -> None:
 
 
 def test_absolute_sum_at_zero() -> None:
-    x = torch.tensor([-2.0, 0.0, 3.0], requires_grad=True)
+    x = torch.tensor([-2.0, 0.0, -0.0, 3.0], requires_grad=True)
     Reduction(ReductionParams(ReductionOp.ASUM))(x).backward()
-    assert x.grad.tolist() == [-1, 0, 1]
-    with pytest.raises(BlobError, match=r"^bottom \[3\] has no axis 1$"):
+    assert x.grad.tolist() == [-1, 0, 0, 1]
+    with pytest.raises(BlobError, match=r"^bottom \[4\] has no axis 1$"):
         Reduction(ReductionParams(axis=1))(x)
 
 
@@ -77,7 +77,14 @@ def test_argmax_of_items(shape: tuple[int, ...], values: bool) -> None:
 
 
 def test_the_last_of_equal_values() -> None:
-    assert ArgMax()(torch.tensor([[0.0, 1.0, 2.0, 1.0, 2.0, 2.0]])).tolist() == [[[5]]]
+    for row, index in (
+        ([0.0, 1.0, 2.0, 1.0, 2.0, 2.0], 5),
+        ([-1.0, 0.0, -0.0], 2),
+        ([-0.0, 0.0, -1.0], 1),
+    ):
+        for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+            assert ArgMax()(torch.tensor([row], dtype=dtype)).tolist() == [[[index]]]
+    assert ArgMax()(torch.ones(2, 5000)).flatten().tolist() == [4999, 4999], "of a long sort too"
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,16 @@ def test_second_bottom() -> None:
     assert Bias(BiasParams(), ((2, 3, 4), (3, 4))).blob_names == ()
 
 
+def test_num_axes_and_filler_are_a_learned_blobs() -> None:
+    unused = FillerParams(FillerType.gaussian, std=0.0)
+    x, factor = torch.randn(2, 3), torch.randn(3)
+    layer = Scale(ScaleParams(num_axes=-2, filler=unused), ((2, 3), (3,)))
+    torch.testing.assert_close(layer(x, factor), x * factor)
+    assert Bias.infer(BiasParams(num_axes=7), (2, 3), (3,)) == ((2, 3),)
+    with pytest.raises(BlobError, match=r"^num_axes must be at least 0, or -1 for all, got -2$"):
+        Scale.infer(ScaleParams(num_axes=-2), (2, 3))
+
+
 def test_default_fillers() -> None:
     assert Scale(ScaleParams(), ((2, 3),)).scale.tolist() == [1, 1, 1]
     assert Bias(BiasParams(), ((2, 3),)).bias.tolist() == [0, 0, 0]

@@ -41,8 +41,17 @@ class TestSoftmaxWithLoss(LayerSuite):
             "expected 8 labels, one for each position of scores [2, 3, 4], got label [2]",
         ),
         ((torch.zeros(2), torch.zeros(2)), "scores [2] has no axis 1"),
-        ((torch.zeros(2, 3), torch.tensor([0, 3])), "expected labels from 0 to 2", Params()),
-        ((torch.zeros(1, 3), torch.tensor([float("nan")])), "expected labels from 0 to 2", Params()),
+        (
+            (torch.zeros(2, 3), torch.tensor([0, 3])),
+            "expected labels from 0 to 2, got 3 at [1] of the label blob; "
+            "loss_param: {ignore_label: 3} leaves such ones out",
+            Params(),
+        ),
+        (
+            (torch.zeros(1, 3), torch.tensor([float("nan")])),
+            "expected labels from 0 to 2, got nan at [0] of the label blob",
+            Params(),
+        ),
     )
 
     def oracle(self, params: Params, scores: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, ...]:
