@@ -45,7 +45,7 @@ from .siamese import param_name
 LOGGER = logging.getLogger("cortado.nets")
 
 AUTOMATIC = "(automatic)"
-SPELLING = 0.85  # how alike a type's name must be to be meant
+SPELLING = 0.75  # how alike a type's name must be to be meant
 MAX_AXES = 32  # Caffe's own limit
 
 

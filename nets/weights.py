@@ -18,6 +18,7 @@ import dataclasses
 import json
 import math
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -218,7 +219,10 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        mapped = zipfile.is_zipfile(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is refused below, or has no effect
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch.load documents none: zip, pickle and key errors among others
         why = str(error).split("\n")[0] or type(error).__name__
         if "weights_only" in why:  # torch goes on to advise what would run the file's code

@@ -9,8 +9,8 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 try:
     import fcntl
@@ -21,7 +21,7 @@ ROOM = ".cortado-writing-"
 """What the names of folders begin with in which files are written before they take their place."""
 
 
-def open_file(path: str | Path) -> BinaryIO:
+def open_file(path: str | Path) -> BufferedReader:
     """Open a file for reading. Raises OSError, for what is none too: a pipe or a device may keep its
     reader waiting, or never end."""
     mode = os.stat(path).st_mode

@@ -44,7 +44,7 @@ def command(
     receptive field in pixels and the image point at which its cell u lies.
 
     \b
-    cortado check nets/specs/ucn_hn.yaml --stage deploy
+    cortado check ucn_hn --stage deploy
     cortado check train_val.prototxt --phase TRAIN --no-shapes
     """
     from cortado.nets.graph import State

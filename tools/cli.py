@@ -100,6 +100,8 @@ def explained(error: Exception) -> str:
     known = (SpecError, LookupError, OSError, ValueError, FloatingPointError)
     if not isinstance(error, known) or isinstance(error, (KeyError, IndexError)):
         return ""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"error: {error.filename}: {error.strerror}"
     return str(error) if isinstance(error, SpecError) else f"error: {error}"
 
 

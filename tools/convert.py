@@ -15,7 +15,7 @@ WEIGHTS = (".caffemodel", ".h5", ".safetensors", ".pth", ".pt")
 
 
 @click.command()
-@click.argument("source", type=click.Path(exists=True, dir_okay=False))
+@click.argument("source", type=click.Path(dir_okay=False))
 @click.argument("target", type=click.Path(dir_okay=False))
 @click.option("--net", type=click.Path(), help="For weights: the net they belong to.")
 @state_options
@@ -27,6 +27,7 @@ def command(source: str, target: str, net: str | None, **options: Any) -> None:
     \b
     cortado convert net.prototxt net.yaml
     cortado convert old.prototxt new.prototxt       (today's layers for the old ones)
+    cortado convert ucn_demo_hn my_net.yaml         (a spec that comes with cortado, to begin with)
     cortado convert --net deploy.prototxt net.caffemodel net.safetensors
 
     Specs are .prototxt or .yaml. Files that the source includes are written out in their places, so

@@ -47,7 +47,7 @@ def command(
     parameters, shapes and cost, find layers by name. Siamese twins stand side by side.
 
     \b
-    cortado draw nets/specs/ucn_hn_st.yaml ucn.html
+    cortado draw ucn_hn_st ucn.html
     cortado draw train_val.prototxt net.svg --phase TRAIN --no-shapes
     """
     from cortado.nets.graph import State

@@ -428,7 +428,7 @@ def command(names: tuple[str, ...], paper: bool, as_json: bool, **options: Any) 
 
     \b
     cortado gradcheck HoughVoting ChannelL2Norm
-    cortado gradcheck nets/specs/ucn_hn.yaml --dtype float32
+    cortado gradcheck ucn_hn --dtype float32
     """
     names += tuple(paper_layers()) if paper else ()
     if not names:

@@ -70,7 +70,7 @@ def command(
     from random gradients of the outputs where there is none. The phase is TRAIN, as Caffe's.
 
     \b
-    cortado time nets/specs/ucn_hn.yaml --stage deploy --iterations 5
+    cortado time ucn_hn --stage deploy --iterations 5
     """
     import json
 

@@ -100,7 +100,7 @@ class LmdbFile:
 
     def _read(self, at: int, size: int) -> bytes:
         try:
-            found = os.pread(self._file, size, at)
+            found = _pread(self._file, size, at)
         except OSError as error:
             raise self._error(f"cannot be read: {error}") from None
         if len(found) < size:
@@ -238,10 +238,19 @@ class LmdbFile:
         return found[_OVERFLOW_PAGE.size :]
 
 
+def _read_at(file: int, size: int, at: int) -> bytes:
+    os.lseek(file, at, os.SEEK_SET)
+    return os.read(file, size)
+
+
+_pread = getattr(os, "pread", _read_at)  # Windows has none
+_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # waits for no FIFO
+
+
 def _open(source: str) -> int:
     path = os.path.join(source, "data.mdb") if os.path.isdir(source) else source
     try:
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # which does not wait for a FIFO's writer
+        file = os.open(path, _FLAGS)
     except FileNotFoundError:
         what = "there is no database" if path == source else "there is no data.mdb in"
         raise ValueError(f'{what} "{source}"') from None

@@ -26,9 +26,10 @@ import struct
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from io import BufferedReader
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -76,7 +77,7 @@ def read(path: str | Path) -> dict[str, Any]:
             raise ValueError(f"{path}: {error}") from None
 
 
-def _read(stream: BinaryIO) -> dict[str, Any]:
+def _read(stream: BufferedReader) -> dict[str, Any]:
     head = stream.read(_HEAD)
     order = _ORDERS.get(head[126:], "")
     version = head[124 + (order == "<")] if order else 0
@@ -97,16 +98,16 @@ def _read(stream: BinaryIO) -> dict[str, Any]:
     return found
 
 
-def _left(stream: BinaryIO) -> int:
+def _left(stream: BufferedReader) -> int:
     return os.fstat(stream.fileno()).st_size - stream.tell()
 
 
-def _expect(stream: BinaryIO, size: int) -> None:
+def _expect(stream: BufferedReader, size: int) -> None:
     if size > _left(stream):
         raise ValueError(f"cut short: {size} bytes expected, {_left(stream)} are there")
 
 
-def _take(stream: BinaryIO, size: int) -> bytearray:
+def _take(stream: BufferedReader, size: int) -> bytearray:
     """The next bytes of the file."""
     _expect(stream, size)
     data = bytearray(size)
@@ -143,7 +144,7 @@ def _strings(text: str, shape: tuple[int, ...]) -> Array:
 class _Level5:
     """A file of version 5 to 7: variables, compressed or not, one after another."""
 
-    def __init__(self, stream: BinaryIO, order: str) -> None:
+    def __init__(self, stream: BufferedReader, order: str) -> None:
         self.stream, self.order = stream, order
         self.tag = struct.Struct(order + "II")  # type and size of an element
         self.most = MOST
@@ -416,7 +417,7 @@ class _Matrix:
         return name, found
 
 
-def _level4(stream: BinaryIO) -> Iterator[tuple[str, Array]]:
+def _level4(stream: BufferedReader) -> Iterator[tuple[str, Array]]:
     """The variables of a file of version 4: double or text, of two axes."""
     while _left(stream):
         at = stream.tell()
@@ -426,7 +427,7 @@ def _level4(stream: BinaryIO) -> Iterator[tuple[str, Array]]:
             raise ValueError(f"the variable of version 4 at byte {at}: {error}") from None
 
 
-def _variable4(stream: BinaryIO) -> tuple[str, Array]:
+def _variable4(stream: BufferedReader) -> tuple[str, Array]:
     head = _take(stream, 20)
     order = "<" if int.from_bytes(head[:4], "little") < 5000 else ">"
     kind, *shape, imaginary, length = struct.unpack(order + "5i", head)

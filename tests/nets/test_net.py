@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import weakref
 
 import caffe_vectors
@@ -91,6 +92,58 @@ def test_missing_and_unknown_inputs():
         net(x=blobs["x"])
     with pytest.raises(TypeError, match='the net has no input "tt": did you mean "t"'):
         net(**blobs, tt=blobs["t"])
+
+
+ONE = "layer: {name: x, type: Input, top: x, input_param: {shape: {dim: [2, 3]}}}"
+
+
+@pytest.mark.parametrize("x", [torch.ones(2, 3), torch.zeros(1), torch.tensor(5.0)])
+def test_one_input_may_be_given_as_it_is(x):
+    """As any module's; a tensor of one element or none is no false value here."""
+    assert net_of(ONE)(x)["x"] is x
+    assert net_of(ONE)(x=x)["x"] is x
+
+
+def net_of(text):
+    return Net(loads(text))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named", "message"),
+    [
+        ((np.ones(3),), {}, "expected inputs by name, or one torch.Tensor, got numpy.ndarray"),
+        (([1, 2],), {}, "expected inputs by name, or one torch.Tensor, got list"),
+        (
+            (),
+            {"x": np.ones(3)},
+            'input "x": expected a torch.Tensor, got numpy.ndarray (torch.from_numpy makes one of it)',
+        ),
+        ((), {"x": None}, 'input "x": expected a torch.Tensor, got None'),
+        (({"x": [1.0]},), {}, 'input "x": expected a torch.Tensor, got list'),
+    ],
+)
+def test_inputs_that_are_no_tensors(arguments, named, message):
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        net_of(ONE)(*arguments, **named)
+
+
+def test_several_inputs_are_given_by_name():
+    with pytest.raises(
+        TypeError, match=re.escape("the net has 2 inputs: they are given by name, net(x=..., t=...)")
+    ):
+        mlp()(torch.ones(2, 3))
+    none = "layer: {name: x, type: DummyData, top: x, dummy_data_param: {shape: {dim: 2}}}"
+    with pytest.raises(TypeError, match=re.escape("the net has 0 inputs: call net()")):
+        net_of(none)(torch.ones(2))
+
+
+def test_a_net_made_on_meta_has_shapes():
+    with torch.device("meta"):
+        net = Net("ucn_demo_hn", stages=("deploy",))
+    assert {blob.parameter.device.type for blob in net.learnable} == {"meta"}
+    blobs = net(**{name: torch.zeros(1, 3, 64, 80, device="meta") for name in net.inputs})
+    assert blobs["feature1"].shape == (1, 64, 16, 20)
+    assert blobs["feature1"].is_meta
 
 
 def test_versions_of_an_in_place_blob():

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import re
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from cortado.prototxt_like import Message, SpecError, dump, load, loads, prototxt
+from cortado.prototxt_like import Message, SpecError, dump, include, load, loads, prototxt
+from cortado.prototxt_like.bind import bind
 from cortado.prototxt_like.message import Scalar, same
 from shared import SHARED, needs_shared
 
 HERE = Path(__file__).parent
 VALID = sorted((HERE / "valid").glob("*.yaml"))
 INVALID = sorted(path for path in (HERE / "invalid").glob("*.*") if path.suffix != ".expected")
+
+
+@dataclass(frozen=True)
+class Count:
+    n: tuple[int, ...] = ()
 
 
 def said(node: Message | Scalar) -> object:
@@ -64,6 +73,74 @@ def test_hostile_files_are_refused_at_once(text: str, suffix: str, tmp_path: Pat
         load(path)
     assert time.perf_counter() - start < 1
     assert str(caught.value).startswith(f"{path}:1:")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text"),
+    [
+        (".yaml", "layer:\n" + "- {}\n" * 800_000),
+        (".prototxt", "layer{}\n" * 500_000),
+        (".prototxt", "input_dim: 1\n" * 300_000),
+        (".yaml", f"layer: {{bottom: [{'a,' * 1_000_000}]}}"),
+    ],
+)
+def test_a_spec_has_so_many_values_at_most(suffix: str, text: str, tmp_path: Path) -> None:
+    path = tmp_path / f"net{suffix}"
+    path.write_text(text)
+    with pytest.raises(SpecError, match="more than 250,000 values"):
+        load(path)
+
+
+def test_with_what_it_includes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(include, "MAX_FIELDS", 100)
+    (tmp_path / "part.yaml").write_text("layer:\n" + "- {name: a}\n" * 20)
+    entry = f"- {{include: {tmp_path / 'part.yaml'}}}\n"
+    assert len(loads("layer:\n" + entry * 2).fields) == 40
+    with pytest.raises(SpecError, match="more than 100 values with what is included"):
+        loads("layer:\n" + entry * 3)
+
+
+def test_old_inputs_in_their_thousands() -> None:
+    dims = " ".join(f"input_dim: {n}" for n in (1, 2, 3, 4))
+    text = "".join(f'input: "i{i}" {dims}\n' for i in range(9999))
+    (layer,) = (field.value for field in loads(text, notation="prototxt").all("layer"))
+    assert len(layer.all("top")) == 9999
+
+
+def test_a_hundred_mistakes_are_enough() -> None:
+    with pytest.raises(SpecError) as caught:
+        bind(Count, loads(f"n: [{'x, ' * 100_000}]", "net.yaml"))
+    assert len(caught.value.errors) == 100
+    lines = str(caught.value).splitlines()
+    assert len([line for line in lines if "expected an integer" in line]) == 20
+    assert lines[-1] == "... and more errors"
+    with pytest.raises(SpecError) as caught:
+        bind(Count, loads(f"n: [{'x, ' * 30}]", "net.yaml"))
+    assert str(caught.value).splitlines()[-1] == "... and 10 more errors"
+
+
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    kinds = {
+        b"\x89HDF\r\n\x1a\n": "an HDF5 file",
+        b"PK\x03\x04rest": "a zip archive, as PyTorch's weights are",
+        b"\n\x03net\xa2\x06\x0a\x00": "a binary file, such as a Caffe model",
+        b"\n\x03n\xe9t\xa2\x06\x0a": "a binary file, such as a Caffe model",
+        "name: n".encode("utf-16"): "UTF-16 (save it as UTF-8)",
+    }
+    for raw, kind in kinds.items():
+        (tmp_path / "net.prototxt").write_bytes(raw)
+        with pytest.raises(SpecError, match=re.escape(f"this is {kind}, not the text of a spec")):
+            load(tmp_path / "net.prototxt")
+    (tmp_path / "net.prototxt").write_bytes(b"# caf\xe9\nname: 'n'")
+    with pytest.raises(SpecError, match="not UTF-8: byte 0xe9"):
+        load(tmp_path / "net.prototxt")
+
+
+def test_no_file_is_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "net.yaml")
+    for path in (tmp_path / "net.yaml", "/dev/zero"):
+        with pytest.raises(SpecError, match="cannot read the file: not a file, but a pipe or a device"):
+            load(path)
 
 
 def test_lines_count_alike_whatever_ends_them(tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 import sys
 import textwrap
+import threading
 
 import cortado.pycaffe as caffe
 import numpy as np
 import pytest
+import torch
 from cortado.prototxt_like import SpecError
+from cortado.pycaffe import mode
 
 NET = """
 name: "small"
@@ -301,6 +304,47 @@ def test_levels_stages_and_the_old_constructor(file, net, tmp_path):
         caffe.Net(file(text), 5)
     with pytest.raises(SpecError, match="cannot read"):
         caffe.Net(str(tmp_path / "none.prototxt"), caffe.TEST)
+
+
+def test_a_net_has_a_phase(file, net, tmp_path):
+    """As in Caffe; TRAIN by default would drop out what a forgotten TEST should give."""
+    weights = tmp_path / "w.caffemodel"
+    net.save(weights)
+    for arguments, options in (
+        ((), {}),
+        ((str(weights),), {}),
+        ((weights,), {}),
+        ((), {"weights": weights}),
+        ((None,), {}),
+        ((True,), {}),
+    ):
+        with pytest.raises(TypeError, match="expected caffe.TRAIN or caffe.TEST|no phase"):
+            caffe.Net(file(NET), *arguments, **options)
+    for made in (
+        caffe.Net(file(NET), str(weights), caffe.TEST),
+        caffe.Net(file(NET), 0, weights=weights),
+    ):
+        assert made.blobs
+
+
+def test_a_thread_has_a_mode_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(mode, "_state", mode._State())
+    seen = {}
+
+    def run(name, device=None):
+        if device is not None:
+            caffe.set_device(device)
+            caffe.set_mode_gpu()
+        seen[name] = str(mode.device())
+
+    run("main", 1)
+    threads = [threading.Thread(target=run, args=args) for args in (("other", 3), ("new",))]
+    for thread in threads:
+        thread.start()
+        thread.join()
+    seen["main again"] = str(mode.device())
+    assert seen == {"main": "cuda:1", "other": "cuda:3", "new": "cpu", "main again": "cuda:1"}
 
 
 def test_memory_data(file):

@@ -147,7 +147,10 @@ def test_weights(suffix, tmp_path, monkeypatch, capsys):
     [
         (("net.yaml", "net.json"), "net.json: expected one of .prototxt, .yaml, "),
         (("net.yaml", "net.caffemodel"), "weights are converted with --net"),
-        (("none.yaml", "net.prototxt"), "'none.yaml' does not exist"),
+        (
+            ("none.yaml", "net.prototxt"),
+            "none.yaml:1:1: error: cannot read the file: No such file or directory",
+        ),
         (
             ("net.caffemodel", "w.h5", "--net", "more.yaml"),
             "net.caffemodel lacks layers of more.yaml: b",
