@@ -20,7 +20,7 @@ from cortado.layers._runtime import registry
 from cortado.layers._runtime.checks import BlobError, Shape
 from cortado.layers._runtime.fillers import without_values
 from cortado.layers._runtime.layer import Layer
-from cortado.layers.standard.python import users_lines
+from cortado.layers._runtime.users import called_lines
 from cortado.prototxt_like import schema
 from cortado.prototxt_like.bind import bind
 from cortado.prototxt_like.message import Field, Message, Scalar
@@ -46,7 +46,7 @@ LOGGER = logging.getLogger("cortado.nets")
 
 AUTOMATIC = "(automatic)"
 SPELLING = 0.75  # how alike a type's name must be to be meant
-MAX_AXES = 32  # Caffe's own limit
+MAX_AXES, MAX_VALUES = 32, 2**31 - 1  # of a blob, Caffe's own limits
 
 
 @dataclass(frozen=True)
@@ -153,6 +153,7 @@ class _Builder:
         self.built = Built(self.graph)
         self.failed: set[str] = set()
         self.unknown: dict[str, list[Node]] = {}
+        self.ignored: dict[tuple[str, str], list[str]] = {}
         self.twinned = {node.twin_of for node in self.graph.nodes if node.twin_of}
         self.owners: dict[str, _Owner] = {}
         self.blobs: list[_Owner] = []
@@ -171,6 +172,9 @@ class _Builder:
                 self.failed.add(node.name)
         for type, nodes in self.unknown.items():
             _complain(type, nodes, self.errors)
+        for places in self.ignored.values():
+            more = f" (and {len(places) - 1} more)" if places[1:] else ""
+            LOGGER.warning("%s%s", places[0], more)
         self.built.learnable = [blob.learnable() for blob in self.blobs]
         if not self.errors.found:  # a node whose parts do not fit each other cannot be planned
             self.built.backward = plan(self.built.layers, self.graph.force_backward)
@@ -180,7 +184,7 @@ class _Builder:
         entry, fields = self.find(node)
         tops = (AUTOMATIC,) if entry.layer.is_loss and not node.tops else node.tops
         wrong = Errors()
-        params = wrong.attempt(_bind_params, node, entry.layer, fields)
+        params = wrong.attempt(_bind_params, node, entry.layer, fields, self.ignored)
         wrong.attempt(_check_count, node, "bottom", node.bottoms, entry.bottoms)
         wrong.attempt(_check_count, node, "top", tops, entry.tops)
         weights = wrong.attempt(_loss_weights, node, entry.layer, tops)
@@ -236,25 +240,23 @@ class _Builder:
             shapes = kind.infer(params, *bottoms) if static else ()
             layer = kind(params, bottoms, self.generator)
             layer.name, layer.bottoms, layer.tops = node.name, node.bottoms, tops
+            layer.place = node.span.place
             layer.train((node.message.text("phase") or self.graph.state.phase) == "TRAIN")
-            if not static and node.type != "Python":  # its file says its tops' shapes
+            if not static:  # a file, or the user's code, says its tops' shapes
                 shapes = layer.infer(params, *bottoms)
         except BlobError as error:
             text = error.named(blob_names(kind, node.bottoms))
             raise SpecError(f"{node}: {text}", node.span) from None
         except Exception as error:
-            if users_lines(error):
-                error.add_note(f"in {node} ({node.span.place})")
-            elif isinstance(error, (ValueError, RuntimeError)):  # torch cannot allocate the blobs
-                raise SpecError(f"{node}: {error}", node.span) from None
+            if isinstance(error, (ValueError, RuntimeError)) and not called_lines(error):
+                raise SpecError(f"{node}: {error}", node.span) from None  # or the blobs have no room
+            error.add_note(f"in {node} ({node.span.place})")
             raise
-        if not static and node.type == "Python":
-            shapes = _ask_python(node, layer, bottoms)
         shapes = tuple(tuple(shape) for shape in shapes)
         for top, shape in zip(tops, shapes, strict=False):
-            if len(shape) > MAX_AXES:
-                text = f'{node}: top "{top}" has {len(shape)} axes, more than {MAX_AXES}'
-                raise SpecError(text, node.span)
+            _expect_size(node, f'top "{top}"', shape)
+        for name, blob in zip(layer.blob_names, layer.blobs, strict=True):
+            _expect_size(node, name, tuple(blob.shape))
         if kind.type_name == "Input" and len(shapes) == 1:
             shapes *= len(tops)
         if kind.type_name == "Input" and len(shapes) > len(tops):
@@ -307,14 +309,15 @@ class _UnknownType(Exception):
 def _complain(type: str, nodes: list[Node], errors: Errors) -> None:
     """Of a type that no layer has: what it is in a public fork of Caffe, or whether it is misspelt."""
     near = closest(type, registry.types(), SPELLING)
-    own = "layers of your own come with --plugin FILE (cortado.register), or as Python layers"
+    hint = "layers of your own come with --plugin FILE (cortado.register), or as Python layers"
     if type in FORKS:
         fork, does = FORKS[type]
-        hint = f"known from {fork}: {does}; {own}"
-    else:
-        hint = f'did you mean "{near}"?' if near else own
-    others = f", and so have {len(nodes) - 1} more layers" if nodes[1:] else ""
-    text = f'{nodes[0]} has the unknown type "{type}"{others}'
+        hint = f"known from {fork}: {does}; {hint}"
+    elif near:
+        hint = f'did you mean "{near}"? {hint}'
+    others = {0: "", 1: ", and so has 1 more layer"}
+    more = others.get(len(nodes) - 1, f", and so have {len(nodes) - 1} more layers")
+    text = f'{nodes[0]} has the unknown type "{type}"{more}'
     errors.add(text, nodes[0].where("type"), hint)
 
 
@@ -357,14 +360,13 @@ class _Owner:
                 setattr(self, key, given)
 
 
-def _ask_python(node: Node, layer: Layer, bottoms: tuple[Shape, ...]) -> tuple[Shape, ...]:
-    """The shapes that the user's own code says; an error of it passes as it is, with the place."""
-    try:
-        shapes: tuple[Shape, ...] = layer.infer(layer.params, *bottoms)
-    except Exception as error:
-        error.add_note(f"in {node} ({node.span.place})")
-        raise
-    return shapes
+def _expect_size(node: Node, what: str, shape: Shape) -> None:
+    """Raises SpecError for a blob larger than Caffe's."""
+    if len(shape) > MAX_AXES:
+        raise SpecError(f"{node}: {what} has {len(shape)} axes, more than {MAX_AXES}", node.span)
+    if math.prod(shape) > MAX_VALUES:
+        text = f"{node}: {what} {list(shape)} has more than {MAX_VALUES:,} values"
+        raise SpecError(text, node.span)
 
 
 def tie(layer: Layer, attribute: str, owner: nn.Parameter) -> None:
@@ -443,8 +445,14 @@ def _moved(value: Scalar | Message, place: Span) -> Scalar | Message:
     return Message(place, [Field(f.name, _moved(f.value, place), place) for f in value])
 
 
-def _bind_params(node: Node, layer: type[Layer], fields: list[Field] | None) -> Any:
-    """Bind the layer's own block, and the blocks beside it that its ``Params`` has as fields."""
+def _bind_params(
+    node: Node,
+    layer: type[Layer],
+    fields: list[Field] | None,
+    ignored: dict[tuple[str, str], list[str]],
+) -> Any:
+    """Bind the layer's own block, and the blocks beside it that its ``Params`` has as fields; adds a
+    warning to ``ignored`` for each block that another type reads."""
     siblings = {f.name for f in dataclasses.fields(layer.Params) if f.name.endswith("_param")}
     gathered = Message(node.span, list(fields or ()))
     known = {layer.block, *siblings} if fields is None else {"python_param", *siblings}
@@ -453,7 +461,8 @@ def _bind_params(node: Node, layer: type[Layer], fields: list[Field] | None) -> 
             continue
         if block.name not in known:
             if block.name in _blocks_of_caffe():  # another type's: Caffe passes over it, too
-                _warn(node, block, layer)
+                if not node.twin_of:  # a twin's is its trunk's
+                    ignored.setdefault((node.type, block.name), []).append(_unread(node, block, layer))
                 continue
             hint = did_you_mean(block.name, known)
             raise SpecError(f'{node.type} does not read "{block.name}"', block.span, hint)
@@ -472,12 +481,10 @@ def _bind_params(node: Node, layer: type[Layer], fields: list[Field] | None) -> 
         raise SpecError(f"{node}: {error}", gathered.span) from None
 
 
-def _warn(node: Node, block: Field, layer: type[Layer]) -> None:
-    """Of a block that has no effect; a twin's is its trunk's."""
-    if not node.twin_of:
-        mine = [f.name for f in dataclasses.fields(layer.Params)]
-        meant = f"; its own is {layer.block}" if mine else "; it has no parameters"
-        LOGGER.warning("%s: warning: %s does not read %s%s", block.span, node.type, block.name, meant)
+def _unread(node: Node, block: Field, layer: type[Layer]) -> str:
+    """The warning about a block that has no effect."""
+    mine = f"its own is {layer.block}" if dataclasses.fields(layer.Params) else "it has no parameters"
+    return f"{block.span}: warning: {node.type} does not read {block.name}; {mine}"
 
 
 @cache

@@ -26,8 +26,9 @@ def is_hdf5(path: Path) -> bool:
 def read(path: Path) -> list[Stored]:
     """The layers of a file, their blobs as datasets that are read when they are used.
 
-    Raises ValueError for another kind of file or a damaged one, FileNotFoundError for none.
+    Raises ValueError for another kind of file or a damaged one, OSError for none.
     """
+    open_file(path).close()
     layers: dict[str, Stored] = {}
     data = hdf5_file.member(path, hdf5_file.open_hdf5(path), "data")
     for name, blob in hdf5_file.datasets(path, data):

@@ -149,16 +149,16 @@ def _pairs(block: Message, name: str, errors: Errors) -> dict[str, list[Scalar]]
             hint = f"such as {name}: {{data: [image1, image2]}}"
             errors.add(f'siamese {name} is a block of "trunk blob: [first, second]"', field.span, hint)
             continue
+        given: dict[str, list[Scalar]] = {}
         for inner in field.value:
-            pairs.setdefault(inner.name, []).extend(texts(field.value, inner.name))
-        for blob in pairs:
-            pairs[blob] = texts(field.value, blob)
-            if len(pairs[blob]) != 2:
-                place = field.value.all(blob)[0].span
-                got = f"got {len(pairs[blob])}"
-                errors.add(
-                    f'siamese {name} "{blob}" needs two names, one for each branch, {got}', place
-                )
+            names = given.setdefault(inner.name, [])
+            names += [inner.value] if isinstance(inner.value, Scalar) else []
+        places = {inner.name: inner.span for inner in reversed(field.value.fields)}
+        for blob, names in given.items():
+            if len(names) != 2:
+                text = f'siamese {name} "{blob}" needs two names, one for each branch, got {len(names)}'
+                errors.add(text, places[blob])
+        pairs |= given
     return pairs
 
 

@@ -132,6 +132,8 @@ class Solver:
         self.net = self._make_net(train, "TRAIN", self.params.train_state, seed)
         names = ",".join(self.params.weights if weights is None else [str(weights)])
         files = [self._find(name.strip()) for name in names.split(",") if name.strip()]
+        if names and not files:
+            raise ValueError(f'no file of weights is named in "{names}"')
         self.reports = [load_weights(self.net, file) for file in files]
         self.test_nets = self._make_test_nets(tests, seed, files)
         if device is not None:
@@ -468,8 +470,9 @@ class Solver:
     @property
     def _prefix(self) -> Path:
         """What the names of snapshots begin with; as in Caffe, a folder is one to put them in."""
-        prefix = Path(self.params.snapshot_prefix or self._stem)
-        return prefix / self._stem if prefix.is_dir() else prefix
+        text = self.params.snapshot_prefix or self._stem
+        prefix = Path(text)
+        return prefix / self._stem if prefix.is_dir() or text.endswith(("/", os.sep)) else prefix
 
     def _expect_writable(self) -> None:
         """Raises SpecError where snapshots could not be written: now, not when they are due."""

@@ -52,7 +52,7 @@ def _read_hdf5(path: Path) -> SolverState:
             history = hdf5_file.member(path, file, "history")
             return SolverState(
                 _integer(path, file, "iter"),
-                _text(path, file) if "learned_net" in file else "",
+                hdf5_file.read_text(path, file, "learned_net") if "learned_net" in file else "",
                 _integer(path, file, "current_step"),
                 [_numbers(path, history, str(i)).astype(np.float32) for i in range(len(history))],
                 extra.astype(np.uint8).tobytes(),
@@ -72,13 +72,6 @@ def _integer(path: Path, file: Any, name: str) -> int:
     if value.size != 1 or value.dtype.kind not in "iu" or value.item() < 0:
         raise ValueError(f'{path}: "{name}" is no count')
     return int(value.item())
-
-
-def _text(path: Path, file: Any) -> str:
-    value = hdf5_file.member(path, file, "learned_net")[()]
-    if not isinstance(value, bytes):
-        raise ValueError(f'{path}: "learned_net" is no text')
-    return value.decode()
 
 
 def _write_hdf5(path: Path, state: SolverState) -> None:

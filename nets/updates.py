@@ -85,13 +85,21 @@ REGULARIZATIONS: dict[str, Callable[[Tensor], Tensor]] = {"L2": lambda x: x, "L1
 """What weight decay adds to a parameter's gradient, but for its factor."""
 
 
+def _power(base: float, exponent: float) -> float:
+    """C's ``pow`` of a base that is not negative, or a whole exponent: infinite where Python raises."""
+    try:
+        return float(base**exponent)
+    except (OverflowError, ZeroDivisionError):
+        return math.inf
+
+
 def poly(p: SolverParams, t: int) -> float:
     """base_lr (1 - t / max_iter)^power; ValueError where that is no number: beyond ``max_iter``,
     unless the power is whole."""
     left = 1 - t / p.max_iter
     if (left < 0 and p.power % 1) or (left == 0 and p.power < 0):
         raise ValueError(f'lr_policy "poly" ends at max_iter {p.max_iter}, this is iteration {t}')
-    return float(p.base_lr * left**p.power)
+    return p.base_lr * _power(left, p.power)
 
 
 def sigmoid(p: SolverParams, t: int) -> float:
@@ -120,13 +128,13 @@ class Policy:
 POLICIES = {
     "fixed": Policy(lambda p, t, step: p.base_lr, gamma=False),
     "step": Policy(
-        lambda p, t, step: p.base_lr * p.gamma**step,
+        lambda p, t, step: p.base_lr * _power(p.gamma, step),
         ("stepsize",),
         steps=lambda p, t, step: t // p.stepsize,
     ),
-    "exp": Policy(lambda p, t, step: p.base_lr * p.gamma**t),
-    "inv": Policy(lambda p, t, step: p.base_lr * (1 + p.gamma * t) ** -p.power),
-    "multistep": Policy(lambda p, t, step: p.base_lr * p.gamma**step, steps=multistep),
+    "exp": Policy(lambda p, t, step: p.base_lr * _power(p.gamma, t)),
+    "inv": Policy(lambda p, t, step: p.base_lr * _power(1 + p.gamma * t, -p.power)),
+    "multistep": Policy(lambda p, t, step: p.base_lr * _power(p.gamma, step), steps=multistep),
     "poly": Policy(lambda p, t, step: poly(p, t), ("max_iter",), gamma=False),
     "sigmoid": Policy(lambda p, t, step: sigmoid(p, t), ("stepsize",)),
 }

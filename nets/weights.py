@@ -68,7 +68,8 @@ def load(net: Net, path: str | Path) -> Report:
     one after the other; it is not held in memory as a whole where it can be mapped.
 
     Raises :class:`SpecError` at the layers' lines where the number of blobs or a shape differs, or
-    for a broken ``.caffemodel``; ValueError for a file of another kind.
+    for a ``.caffemodel`` that is missing or broken; OSError for another file that cannot be opened,
+    ValueError for one that is broken or of another kind.
     """
     path = Path(path)
     keys = (key for key, _ in net.layers.named_children())
@@ -223,8 +224,13 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is refused below, or has no effect
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except MemoryError:
+        raise
     except Exception as error:  # torch.load documents none: zip, pickle and key errors among others
-        why = str(error).split("\n")[0] or type(error).__name__
+        if "allocate memory" in str(error):
+            raise
+        why = str(error).split("\n")[0]
+        why = why if " " in why else f"{type(error).__name__} {why}".rstrip()
         if "weights_only" in why:  # torch goes on to advise what would run the file's code
             why = "it holds more than names and tensors, of which nothing is run"
         raise ValueError(f"{path}: not a file of weights: {why}") from None
@@ -278,7 +284,7 @@ def _match(net: Net, made: BuiltLayer, stored: Stored, file: str) -> list[tuple[
             f"{made.node} has {len(names)} blobs {_shown(shapes)}, "
             f"{file} has {len(theirs)} {_shown(theirs)}",
             made.node.span,
-            "to learn the layer from scratch, rename it",
+            "to learn the layer from scratch, rename it" if names else "is the file another net's?",
         )
     errors = Errors()
     for i, values in given.items():
@@ -320,7 +326,8 @@ def _tensor(values: Any) -> torch.Tensor:
     """A tensor of an array, which may lie at an odd place of a mapped file, or of an h5py dataset."""
     if isinstance(values, torch.Tensor):
         return values
-    dtype = np.promote_types(values.dtype, np.float32)  # in this machine's byte order
+    wide = values.dtype.itemsize > 8  # long double, which torch does not have
+    dtype = np.dtype(np.float64) if wide else np.promote_types(values.dtype, np.float32)
     return torch.from_numpy(np.require(values[()], dtype, ["A", "W"]))
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
+import re
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from io import BufferedReader
@@ -19,15 +22,28 @@ except ModuleNotFoundError:  # Windows: a dead run's room is not told from a liv
 
 ROOM = ".cortado-writing-"
 """What the names of folders begin with in which files are written before they take their place."""
+_HOST = re.sub(r"\W", "", platform.node()) or "host"
+_DAY = 86400  # seconds after which another host's room is a dead run's
+
+_READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 def open_file(path: str | Path) -> BufferedReader:
     """Open a file for reading. Raises OSError, for what is none too: a pipe or a device may keep its
     reader waiting, or never end."""
-    mode = os.stat(path).st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # to open a folder is an error of its own
+    descriptor = os.open(path, _READ)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         raise OSError(errno.EINVAL, "not a file, but a pipe or a device", str(path))
-    return open(path, "rb")
+    return os.fdopen(descriptor, "rb")
+
+
+def replace_text(path: str | Path, text: str) -> None:
+    """Write a text in UTF-8 as :func:`replace_file` does."""
+    replace_file(path, lambda beside: beside.write_text(text, encoding="utf-8"))
 
 
 def replace_file(path: str | Path, write: Callable[[Path], object]) -> None:
@@ -41,10 +57,14 @@ def replace_file(path: str | Path, write: Callable[[Path], object]) -> None:
     """
     target = Path(os.path.realpath(path))
     try:
+        with suppress(FileNotFoundError):
+            os.stat(path)  # a link to itself is an error
         if target.exists() and not target.is_file():
-            write(target)
+            with _reader(target):
+                write(target)
             return
-        target.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            target.parent.mkdir(parents=True)
         clean(target.parent)
         with _room(target.parent) as room:
             beside = room / target.name
@@ -52,14 +72,18 @@ def replace_file(path: str | Path, write: Callable[[Path], object]) -> None:
             os.chmod(beside, _mode(target, room))
             os.replace(beside, target)
     except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+        raised = OSError(f"cannot write {path}: {error.strerror or error}")
+        raised.errno = error.errno
+        raise raised from error
 
 
 def clean(folder: str | Path) -> None:
     """Remove what runs that were killed left of the files that they were writing in a folder."""
     for room in Path(folder).glob(f"{ROOM}*") if fcntl else ():
         with suppress(OSError), _locked(room, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            shutil.rmtree(room)
+            # Some shared file systems keep locks to the host that took them.
+            if room.name.startswith(f"{ROOM}{_HOST}-") or time.time() - room.stat().st_mtime > _DAY:
+                shutil.rmtree(room)
 
 
 @contextmanager
@@ -68,7 +92,7 @@ def _room(folder: Path) -> Iterator[Path]:
     with ExitStack() as stack:
         room = folder
         while room == folder or not room.exists():  # gone: taken for a dead run's before it was locked
-            room = Path(tempfile.mkdtemp(prefix=ROOM, dir=folder))
+            room = Path(tempfile.mkdtemp(prefix=f"{ROOM}{_HOST}-", dir=folder))
             with suppress(FileNotFoundError):
                 stack.enter_context(_locked(room, fcntl.LOCK_EX if fcntl else 0))
         stack.callback(shutil.rmtree, room, ignore_errors=True)
@@ -94,11 +118,24 @@ def _locked(room: Path, how: int) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def _reader(target: Path) -> Iterator[None]:
+    """Raises OSError for a pipe that nobody reads, whose writer would wait for ever."""
+    if not target.is_fifo():
+        yield
+        return
+    descriptor = os.open(target, os.O_WRONLY | os.O_NONBLOCK)  # held, so that the reader waits for more
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _mode(target: Path, room: Path) -> int:
     """The old file's, or what a new file gets here: read from one, as the umask cannot be asked for
     without being set."""
     if target.exists():
         return stat.S_IMODE(target.stat().st_mode)
-    probe = room / f"{target.name}.mode"
+    probe = room / ("mode" if target.name != "mode" else "mode_")
     probe.touch()
     return stat.S_IMODE(probe.stat().st_mode)

@@ -46,17 +46,18 @@ def scalars(message: Message, kind: Any = None) -> Iterator[tuple[str, Scalar, A
             yield from scalars(field.value, inner)
 
 
-def rewritten(message: Message, rewrite: Rewrite, kind: Any = _ANY) -> Message:
-    """A spec with each scalar as ``rewrite`` makes it of its field's name, the scalar and its kind."""
-    kind = top(message) if kind is _ANY else kind
+def rewritten(message: Message, rewrite: Rewrite, kind: Any = None) -> Message:
+    """A spec with each scalar as ``rewrite`` makes it of its field's name, the scalar and its kind, but
+    for blocks of which nothing is known."""
+    kind = kind or top(message)
     made = []
     for field in message:
         inner = of(kind, field.name, isinstance(field.value, Message))
-        value: Scalar | Message
-        if isinstance(field.value, Message):
-            value = rewritten(field.value, rewrite, inner)
-        else:
-            value = rewrite(field.name, field.value, inner)
+        value = field.value
+        if isinstance(value, Scalar):
+            value = rewrite(field.name, value, inner)
+        elif inner is not None:
+            value = rewritten(value, rewrite, inner)
         made.append(Field(field.name, value, field.span))
     return Message(message.span, made)
 

@@ -23,11 +23,12 @@ def check(message: Message) -> None:
     """
     errors = Errors()
     for name, scalar, kind in scalars(message):
-        range = _RANGES.get(getattr(kind, "cpp_type", None))
-        value = errors.attempt(READERS[int], scalar) if range else None
-        if range and isinstance(value, int):
-            what, low, high = range
-            if not low <= value <= high:
-                text = f"{name} must be from {low} to {high} ({what}), got {scalar.text}"
-                errors.add(text, scalar.span)
+        declared = _RANGES.get(getattr(kind, "cpp_type", None))
+        value = errors.attempt(READERS[int], scalar) if declared else None
+        if declared is None or not isinstance(value, int):
+            continue
+        what, low, high = declared
+        if not low <= value <= high:
+            text = f"{name} must be from {low} to {high} ({what}), got {scalar.text}"
+            errors.add(text, scalar.span)
     errors.check()

@@ -59,6 +59,8 @@ class Source:
             raise SpecError(f"cannot read the file: {reason}", nowhere) from None
         if len(raw) > MAX_BYTES:
             raise SpecError(f"the file is larger than {MAX_BYTES // 2**20} MiB", nowhere)
+        if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            raise SpecError("the text is in UTF-16", nowhere, "save it as UTF-8")
         if kind := _binary(raw):
             hint = "a net's spec and its weights are two files: are they swapped?"
             raise SpecError(f"this is {kind}, not the text of a spec", nowhere, hint)
@@ -88,8 +90,6 @@ _MAGIC = {
     b"PK\x03\x04": "a zip archive, as PyTorch's weights are",
     b"\x80\x02": "a pickle, as PyTorch's old weights are",
     b"MATLAB": "a .mat file",
-    b"\xff\xfe": "UTF-16 (save it as UTF-8)",
-    b"\xfe\xff": "UTF-16 (save it as UTF-8)",
 }
 _CONTROLS = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 
@@ -187,8 +187,8 @@ def _place(error: SpecError) -> tuple[str, int, int]:
 
 
 class Errors:
-    """Collects independent errors so that all are shown at once, or the first hundred: with one more
-    than that they are raised, as whoever finds so many looks at a file of another kind.
+    """Collects independent errors so that all are shown at once. With the hundredth they are raised,
+    by whatever collects it: whoever finds so many looks at a file of another kind.
 
     >>> errors = Errors()
     >>> with errors.catch():

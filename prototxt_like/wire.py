@@ -197,7 +197,8 @@ def _mapped(path: str | Path, what: str) -> Iterator[_File]:
     try:
         yield _File(str(path), memoryview(content))
     except (_Malformed, DecodeError):
-        text = "; it is text: is it a spec, not weights?" if _SPEC.match(content) else ""
+        swapped = what == "a Caffe model" and _SPEC.match(content)
+        text = "; it is text: is it a spec, not weights?" if swapped else ""
         raise SpecError(f"{path}: not {what}, or cut off{text}") from None
 
 

@@ -78,31 +78,38 @@ def main(args: list[str] | None = None) -> Any:
         sys.exit(2)
 
 
+_MEMORY = re.compile(r"can't allocate memory|out of memory|not enough memory", re.IGNORECASE)
+_PLACE = re.compile(r"layer \".*?\" \(.*?\): ")
+
+
 def explained(error: Exception) -> str:
     """What the user is told of an error that is not a mistake of ours; "" for one that is."""
     from cortado.prototxt_like.source import SpecError
 
-    place = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
-    if "cortado.layers.standard.python" in sys.modules:
-        from cortado.layers.standard.python import users_lines
-
-        if lines := users_lines(error):
-            where = place or re.sub(r"(layer \".*?\" \(.*?\): )?.*", r"\1", str(error), flags=re.DOTALL)
-            return f"error: {where}{lines}"
+    known = (SpecError, LookupError, OSError, ValueError, FloatingPointError)
+    if lines := _users_lines("called_lines", error):
+        return f"error: {_place(error)}{lines}"
     if isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and _MEMORY.search(str(error))
     ):
-        return (
-            f"error: {place}out of memory: {str(error).splitlines()[0]}"
-            if str(error)
-            else "error: out of memory"
-        )
-    known = (SpecError, LookupError, OSError, ValueError, FloatingPointError)
-    if not isinstance(error, known) or isinstance(error, (KeyError, IndexError)):
-        return ""
+        return f"error: {_place(error)}out of memory: {str(error).split(chr(10))[0]}".rstrip(": ")
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"error: {error.filename}: {error.strerror}"
-    return str(error) if isinstance(error, SpecError) else f"error: {error}"
+    if isinstance(error, known) and not isinstance(error, (KeyError, IndexError)):
+        return str(error) if isinstance(error, SpecError) else f"error: {error}"
+    lines = _users_lines("plugin_lines", error)
+    return f"error: {_place(error)}{lines}" if lines else ""
 
 
-_MEMORY = re.compile(r"can't allocate memory|out of memory|not enough memory", re.IGNORECASE)
+def _users_lines(which: str, error: Exception) -> str:
+    """What :mod:`cortado.layers._runtime.users` says, if anything was imported that uses it."""
+    users: Any = sys.modules.get("cortado.layers._runtime.users")
+    return getattr(users, which)(error) if users else ""
+
+
+def _place(error: Exception) -> str:
+    """The layer, by the notes that nets add to errors, or as an error of theirs begins."""
+    if notes := getattr(error, "__notes__", ()):
+        return "".join(f"{note}: " for note in notes)
+    found = _PLACE.match(str(error))
+    return found[0] if found else ""

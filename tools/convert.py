@@ -54,7 +54,7 @@ def write_spec(source: str | Path, target: str | Path) -> None:
     Raises :class:`~cortado.prototxt_like.source.SpecError` for mistakes in the source.
     """
     from cortado.nets.specs import load
-    from cortado.prototxt_like.files import replace_file
+    from cortado.prototxt_like.files import replace_text
 
     message = load(source)
     if Path(target).suffix.lower() == ".prototxt":
@@ -66,7 +66,7 @@ def write_spec(source: str | Path, target: str | Path) -> None:
 
         body = yaml_spec.dump(quotes.for_yaml(message))
     text = head(message.span.source.text) + body
-    replace_file(target, lambda beside: beside.write_text(text, encoding="utf-8"))
+    replace_text(target, text)
 
 
 def head(text: str) -> str:

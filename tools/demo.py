@@ -35,7 +35,7 @@ def command(out: str, iterations: int | None) -> None:
     \b
     cortado demo --out demo_out
     """
-    from cortado.prototxt_like.files import replace_file
+    from cortado.prototxt_like.files import replace_text
 
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,8 +57,7 @@ def command(out: str, iterations: int | None) -> None:
                 )
     report["peak_rss_mib"] = peak_rss_mib()
     draw_training(folder, report)
-    text = json.dumps(report, indent=1) + "\n"
-    replace_file(folder / "report.json", lambda beside: beside.write_text(text, encoding="utf-8"))
+    replace_text(folder / "report.json", json.dumps(report, indent=1) + "\n")
     show(report)
     click.echo(f"report, pictures and weights: {folder}/")
 

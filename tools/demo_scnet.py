@@ -57,7 +57,7 @@ def command(out: str, iterations: int | None) -> None:
     cortado demo_scnet --out demo_out
     """
     begin = time.perf_counter()
-    from cortado.prototxt_like.files import replace_file
+    from cortado.prototxt_like.files import replace_text
 
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,8 +73,7 @@ def command(out: str, iterations: int | None) -> None:
             picture(folder / f"{test}_{name}.png", pairs[0], scores[name], f"{name}, {test}")
     report["seconds"] = round(time.perf_counter() - begin, 1)
     draw_training(folder, report)
-    text = json.dumps(report, indent=1) + "\n"
-    replace_file(folder / "scnet_report.json", lambda beside: beside.write_text(text, encoding="utf-8"))
+    replace_text(folder / "scnet_report.json", json.dumps(report, indent=1) + "\n")
     show(report)
     click.echo(f"report, pictures and weights: {folder}/")
 

@@ -80,7 +80,7 @@ def draw(
     Raises ValueError for another suffix, SpecError if the wiring is wrong.
     """
     from cortado.nets.graph import Graph, graph
-    from cortado.prototxt_like.files import replace_file
+    from cortado.prototxt_like.files import replace_file, replace_text
 
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
@@ -96,7 +96,7 @@ def draw(
         from .paint import page, svg
 
         text = page(picture) if suffix == ".html" else svg(picture)
-        replace_file(path, lambda file: file.write_text(text, encoding="utf-8"))
+        replace_text(path, text)
     return errors
 
 

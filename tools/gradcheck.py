@@ -467,7 +467,8 @@ def check(subject: str, **options: Any) -> list[Report]:
 def is_spec(subject: str) -> bool:
     from cortado.nets import specs
 
-    known = subject in specs.names() or Path(subject).exists()
+    path = Path(subject)
+    known = subject in specs.names() or (path.exists() and not path.is_dir())
     return known or Path(subject).suffix.lower() in (".yaml", ".yml", ".prototxt")
 
 

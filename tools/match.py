@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import device_options, expect_folder, plugins, the_device
+from .options import device_options, expect_distinct, expect_folder, plugins, the_device
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,6 +54,11 @@ def command(
     from cortado.nets.matching import Matcher
 
     expect_folder(out, "--out")
+    expect_distinct(weights=weights, net=spec, points=points, out=out, plot=plot)
+    for image in (image1, image2):
+        expect_distinct(image=image, out=out, plot=plot)
+    if plot:
+        expect_folder(plot, "--plot")
     if plot and Path(plot).suffix.lower() not in PICTURES:
         raise click.BadParameter(f"--plot: expected a file ending in {', '.join(PICTURES)}, got {plot}")
     first, second = open_image(image1), open_image(image2)
@@ -87,24 +93,38 @@ def read_points(path: str, image: np.ndarray) -> np.ndarray:
     """The columns x1, y1 of a CSV as points [P, 2]; a click error names a bad line."""
     import numpy as np
 
-    points = []
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
+    reader = csv.DictReader(_lines(path))
+    try:
         if not {"x1", "y1"} <= set(reader.fieldnames or ()):
             raise click.BadParameter(f"{path}:1: expected columns x1,y1, got {reader.fieldnames}")
-        for row in reader:
-            try:
-                point = float(row["x1"]), float(row["y1"])
-            except (TypeError, ValueError):
-                where = f"{path}:{reader.line_num}"
-                raise click.BadParameter(f"{where}: not a point: {row['x1']},{row['y1']}") from None
-            if not (0 <= point[0] <= image.shape[1] - 1 and 0 <= point[1] <= image.shape[0] - 1):
-                size = f"{image.shape[1]} x {image.shape[0]}"
-                raise click.BadParameter(f"{path}:{reader.line_num}: outside the {size} image")
-            points.append(point)
+        points = [_point(row, f"{path}:{reader.line_num}", image) for row in reader]
+    except csv.Error as error:
+        raise click.BadParameter(f"{path}:{reader.line_num}: {error}") from None
     if not points:
         raise click.BadParameter(f"{path} has no points")
     return np.array(points, dtype=float)
+
+
+def _lines(path: str) -> io.StringIO:
+    from cortado.prototxt_like.files import open_file
+
+    try:
+        with open_file(path) as file:
+            return io.StringIO(file.read().decode("utf-8-sig"), newline="")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise click.BadParameter(f"{path}: cannot read the points: {why}") from None
+
+
+def _point(row: dict[str, str], where: str, image: np.ndarray) -> tuple[float, float]:
+    try:
+        x, y = float(row["x1"]), float(row["y1"])
+    except (TypeError, ValueError):
+        raise click.BadParameter(f"{where}: not a point: {row['x1']},{row['y1']}") from None
+    if not (0 <= x <= image.shape[1] - 1 and 0 <= y <= image.shape[0] - 1):
+        size = f"{image.shape[1]} x {image.shape[0]}"
+        raise click.BadParameter(f"{where}: outside the {size} image")
+    return x, y
 
 
 def write_matches(path: str, rows: np.ndarray) -> None:

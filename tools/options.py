@@ -105,8 +105,27 @@ def expect_folder(path: str, option: str) -> None:
 
     clean(Path(path).parent)
     folder = Path(path).absolute().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
+    if not folder.is_dir():
         raise click.UsageError(f"{option}: no folder {Path(path).parent} to write to")
+    if not os.access(folder, os.W_OK):
+        raise click.UsageError(f"{option}: the folder {Path(path).parent} cannot be written to")
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:  # a name that is too long
+        raise click.UsageError(f"{option}: {path}: {error.strerror}") from None
+
+
+def expect_distinct(**files: str | None) -> None:
+    """Raises UsageError where an output is a file that another option names, too: ``out="a.csv"``."""
+    seen: dict[str, str] = {}
+    for option, path in files.items():
+        place = os.path.realpath(path) if path else ""
+        if place and (os.path.isfile(place) or not os.path.exists(place)):
+            if place in seen:
+                raise click.UsageError(f"--{option} and {seen[place]} are one file: {path}")
+            seen[place] = f"--{option}"
 
 
 def the_device(options: dict[str, Any]) -> torch.device:

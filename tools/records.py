@@ -54,7 +54,7 @@ class Records:
         place = prefix(os.path.basename(caller.f_code.co_filename), caller.f_lineno)
         click.echo(place + line if self.glog else line, err=self.glog)
         if self.file:
-            print(place + line, file=self.file, flush=True)
+            _append(self.file, place + line)
 
     def iteration(self, solver: Solver, loss: float) -> None:
         if solver.is_root:
@@ -70,13 +70,19 @@ class Records:
     def _line(self, iteration: int, **values: Any) -> None:
         if self.lines:
             seconds = round(time.perf_counter() - self.start, 3)
-            print(json.dumps({"iteration": iteration, **values, "seconds": seconds}), file=self.lines)
-            self.lines.flush()
+            _append(self.lines, json.dumps({"iteration": iteration, **values, "seconds": seconds}))
 
     def _scalars(self, where: str, values: dict[str, Any], iteration: int) -> None:
         for name, value in values.items():
             if self.events and isinstance(value, float):
                 self.events.add_scalar(f"{where}/{name}", value, iteration)
+
+
+def _append(file: IO[str], line: str) -> None:
+    try:
+        print(line, file=file, flush=True)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, file.name) from None
 
 
 def _events(folder: str) -> Any:

@@ -31,7 +31,6 @@ def command(
     level: int,
     stages: tuple[str, ...],
     allow_python_layers: bool,
-    glog: bool,
     **options: Any,
 ) -> None:
     """Run the TEST net of SPEC on batches of its own data layers and show what its outputs average.
@@ -60,7 +59,7 @@ def command(
     if net.report and net.report.missing:
         click.echo(f"note: {net.report}", err=True)
     net.to(the_device(options))
-    log = Records(None, None, None, glog).log
+    log = Records(None, None, None, options["glog"]).log
     sums: dict[str, torch.Tensor] = {}
     loss = 0.0
     with torch.no_grad():

@@ -15,6 +15,7 @@ import click
 from .options import (
     EFFECTS,
     device_options,
+    expect_distinct,
     expect_folder,
     glog,
     level_and_stages,
@@ -80,6 +81,7 @@ def command(
         _show_sigterm()
     if weights and snapshot:
         raise click.UsageError("a snapshot has weights of its own: give --snapshot or --weights")
+    expect_distinct(solver=path, out=out, log=options["log"], json=options["lines"])
     effects = (Action[options[f"{name}_effect"].upper()] for name in ("sigint", "sighup"))
     with ExitStack() as stack:
         signals = stack.enter_context(Signals(*effects))

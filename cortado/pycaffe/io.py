@@ -159,7 +159,9 @@ class Transformer:
             mean = mean[:, None, None]
         else:
             if mean.ndim != 3 and (1, *mean.shape) != shape:
-                raise ValueError(f"expected a mean [K] or [K, H, W], got {list(mean.shape)}")
+                hint = "np.stack([mean] * K) is the same for each of K channels"
+                text = f"expected a mean [K] or [K, H, W], got {list(mean.shape)}"
+                raise ValueError(f"{text}; {hint}" if mean.ndim == 2 else text)
             if mean.ndim == 3 and mean.shape != shape:
                 mean = _resized_mean(mean, shape[1:])
         self.mean[in_] = mean

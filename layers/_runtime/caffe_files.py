@@ -21,7 +21,7 @@ def read_blob(path: str | Path) -> Array:
     try:
         found = read_blobs(path)
     except SpecError as error:
-        raise ValueError(str(error)) from None
+        raise ValueError(error.message) from None
     if len(found) != 1:
         raise ValueError(f"{path}: expected one blob, found {len(found)}")
     return np.array(found[0], np.float32)

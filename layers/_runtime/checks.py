@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor  # it has no public name
 
 Shape = tuple[int, ...]
 NUMBERS = (int, float, np.integer, np.floating)

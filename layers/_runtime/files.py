@@ -20,7 +20,8 @@ def read_text(path: str | Path, what: str) -> str:
         with open_file(path) as file:
             return file.read().decode("utf-8")
     except (OSError, ValueError) as error:
-        raise ValueError(f'cannot read {what} "{path}": {error}') from None
+        why = getattr(error, "strerror", None) or error
+        raise ValueError(f'cannot read {what} "{path}": {why}') from None
 
 
 def replace_file(path: str | Path, write: Callable[[Path], object]) -> None:

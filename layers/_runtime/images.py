@@ -111,6 +111,8 @@ def _stream(file: str | Path | bytes, what: str) -> Iterator[BinaryIO]:
     except (OSError, SyntaxError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error) or "it is broken"
         raise ValueError(f"cannot read {name}: {why}") from None
+    except (MemoryError, ImportError):
+        raise
     except Exception as error:  # a decoder that a broken file led astray
         raise ValueError(f"cannot read {name}: it is broken ({error!r})") from None
 
@@ -205,7 +207,10 @@ def _from_pnm(image: Any, stream: BinaryIO) -> Array:
     shape = (image.height, image.width, 3)[: 3 if image.mode == "RGB" else 2]
     stored = np.dtype(">u2" if arguments[-1] > 255 else np.uint8)
     stream.seek(offset)
-    data = stream.read(stored.itemsize * int(np.prod(shape)))
+    size = stored.itemsize * int(np.prod(shape))
+    data = stream.read(size)
+    if len(data) < size:
+        raise ValueError("it is cut off")
     return np.frombuffer(data, stored).reshape(shape).astype(stored.newbyteorder("="))
 
 

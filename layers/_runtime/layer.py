@@ -37,9 +37,9 @@ class Layer(nn.Module):
     their first axis is not the batch's. One whose tops are not maps over its bottoms, whatever their
     lengths, sets ``maps`` to false.
     ``type_name`` and ``block`` (the name of its parameters' block in a spec) are set by
-    :func:`~.registry.register`. A net sets ``name``, ``bottoms`` and ``tops``, the names of the
-    layer and of its blobs, and the phase; a layer that needs them for its shapes has ``infer`` as a
-    method of the instance.
+    :func:`~.registry.register`. A net sets ``name``, ``bottoms`` and ``tops``, the names of the layer
+    and of its blobs, its ``place`` in the spec, and the phase; a layer that needs them for its shapes
+    has ``infer`` as a method of the instance.
     """
 
     Params: ClassVar[type] = NoParams
@@ -70,7 +70,7 @@ class Layer(nn.Module):
         super().__init__()
         self.params = params if params is not None else self.Params()
         self.blob_names: tuple[str, ...] = ()
-        self.name = ""
+        self.name = self.place = ""
         self.bottoms: tuple[str, ...] = ()
         self.tops: tuple[str, ...] = ()
         self._fitting: tuple[Shape, ...] = ()

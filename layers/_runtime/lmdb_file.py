@@ -20,12 +20,13 @@ Format: LMDB 0.9, 64 bit, little endian. Source: liblmdb's mdb.c.
 from __future__ import annotations
 
 import os
-import stat
 import struct
 import weakref
 from bisect import bisect_right
 from typing import NamedTuple
 from zlib import crc32
+
+from .files import open_file
 
 _MAGIC = 0xBEEFC0DE
 _VERSION = 1
@@ -88,7 +89,7 @@ class LmdbFile:
 
     def __getitem__(self, number: int) -> bytes:
         if not 0 <= number < len(self):
-            raise IndexError(f'the database "{self.source}" has {len(self)} records, none at {number}')
+            raise IndexError(f'the database "{self.source}" has no record {number} of {len(self)}')
         try:
             return self._value(*self._find(number))
         finally:  # where the database was changed, neither a value nor damage means anything
@@ -244,19 +245,16 @@ def _read_at(file: int, size: int, at: int) -> bytes:
 
 
 _pread = getattr(os, "pread", _read_at)  # Windows has none
-_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # waits for no FIFO
 
 
 def _open(source: str) -> int:
     path = os.path.join(source, "data.mdb") if os.path.isdir(source) else source
     try:
-        file = os.open(path, _FLAGS)
+        with open_file(path) as file:
+            return os.dup(file.fileno())
     except FileNotFoundError:
         what = "there is no database" if path == source else "there is no data.mdb in"
         raise ValueError(f'{what} "{source}"') from None
     except (OSError, ValueError) as error:
-        raise ValueError(f'cannot open the database "{source}": {error}') from None
-    if not stat.S_ISREG(os.fstat(file).st_mode):
-        os.close(file)
-        raise ValueError(f'the database "{source}" is neither a file nor a folder with one')
-    return file
+        why = getattr(error, "strerror", None) or error
+        raise ValueError(f'cannot open the database "{source}": {why}') from None

@@ -107,14 +107,14 @@ def class_labels(
     if ignore_label is not None:
         counts = index != ignore_label
     known = (index >= 0) & (index < classes)
-    wrong = (counts & ~known).any().reshape(1)
-    text = f"expected labels from 0 to {classes - 1}"
-    if not deferred(wrong) and wrong:
-        place = (counts & ~known).nonzero()[0]
-        text += f", got {label[tuple(place)].item():g} at {place.tolist()} of the label blob"
-        if block and label[tuple(place)].isfinite():
-            text += f"; {block}: {{ignore_label: {int(index[tuple(place)])}}} leaves such ones out"
-    raise_if(wrong, text)
+    wrong = counts & ~known
+    flag, text = wrong.any().reshape(1), f"expected labels from 0 to {classes - 1}"
+    if not deferred(flag) and flag:
+        where = tuple(wrong.nonzero()[0].tolist())
+        text += f", got {label[where].item():g} at {list(where)} of the label blob"
+        if block and label[where].isfinite():
+            text += f"; {block}: {{ignore_label: {int(index[where])}}} leaves such ones out"
+    raise_if(flag, text)
     return index.where(counts & known, 0).reshape(shape), counts.reshape(shape)
 
 

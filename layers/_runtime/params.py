@@ -66,7 +66,8 @@ def valid(params: P) -> P:
             if isinstance(x, float) and not (
                 math.isfinite(x) or (x == x and field.metadata.get("infinite"))
             ):
-                raise ValueError(f"{field.name}: expected a finite number, got {x}")
+                kind = "a number" if field.metadata.get("infinite") else "a finite number"
+                raise ValueError(f"{field.name}: expected {kind}, got {x}")
         for bound, word, fits in _BOUNDS:
             if (limit := field.metadata.get(bound)) is None:
                 continue
@@ -93,7 +94,7 @@ def _expect_type(field: dataclasses.Field[Any], value: Any) -> None:
     types, words = _TYPES[name]
     many = declared.startswith("tuple[")
     if many and not isinstance(value, tuple):
-        raise TypeError(f"{field.name}: expected a tuple of numbers, got {kind_of(value)}")
+        raise TypeError(f"{field.name}: expected a tuple, got {kind_of(value)}")
     for x in value if many else (value,):
         if not isinstance(x, types) or (name != "bool" and isinstance(x, bool)):
             raise TypeError(f"{field.name}: expected {words}, got {kind_of(x)}")

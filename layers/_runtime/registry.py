@@ -7,12 +7,15 @@ import importlib.util
 import pkgutil
 import re
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import TypeVar
 
 from .layer import Layer
+from .users import PLUGIN, plugin_lines
 
 L = TypeVar("L", bound=type[Layer])
 Count = int | tuple[int, int | None]
@@ -56,11 +59,13 @@ def register(
         caller = sys._getframe(1)  # inspect's getsourcelines takes 2 ms a layer
         place = f"{caller.f_code.co_filename}:{caller.f_lineno}"
         entry = Entry(type, layer, _range(bottoms), _range(tops), place)
-        for name in (type, *aliases):
-            known = _entries.get(name)
-            if known and not _again(known, layer, caller.f_code.co_filename):
+        before = {name: _entries[name] for name in (type, *aliases) if name in _entries}
+        for name, known in before.items():
+            if not _again(known, layer, caller.f_code.co_filename):
                 raise RegistryError(f'layer type "{name}" is defined twice: {known.place} and {place}')
-            _entries[name] = entry
+        for name in [name for name, known in _entries.items() if known in before.values()]:
+            del _entries[name]
+        _entries.update(dict.fromkeys((type, *aliases), entry))
         layer.type_name, layer.block = type, block or f"{snake_case(type)}_param"
         return layer
 
@@ -121,14 +126,20 @@ def scan() -> None:
 def load_plugin(path: str | Path) -> None:
     """Import a user's own file of layers; raises :class:`RegistryError` if that fails."""
     path = Path(path)
-    name = f"cortado_plugin_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None or not path.exists():
+    name = f"{PLUGIN}{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}"
+    before = sys.modules.get(name)
+    if not path.is_file():
         raise RegistryError(f"no plugin file {path}")
+    loader = SourceFileLoader(name, str(path.resolve()))
+    spec = importlib.util.spec_from_file_location(name, path.resolve(), loader=loader)
+    assert spec is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
+        loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        why = plugin_lines(error) or repr(error)
         del sys.modules[name]
-        raise RegistryError(f"plugin {path} cannot be imported: {error}") from error
+        if before:
+            sys.modules[name] = before
+        raise RegistryError(f"plugin {path} cannot be imported: {why}") from error

@@ -18,7 +18,7 @@ from torch import Tensor
 from .._runtime.batches import BatchLayer
 from .._runtime.checks import Shape
 from .._runtime.files import read_text
-from .._runtime.hdf5_file import expect_numbers, member, open_hdf5, reading
+from .._runtime.hdf5_file import Hdf5Error, expect_numbers, member, open_hdf5, reading
 from .._runtime.parallel import samples
 from .._runtime.params import param
 from .._runtime.registry import register
@@ -51,16 +51,13 @@ def read_list(source: str) -> list[str]:
 def read_sets(path: str, names: tuple[str, ...]) -> list[np.ndarray]:
     """The data sets of these names, float32; raises ValueError if they are not there or differ in
     rows."""
-    try:
-        with open_hdf5(path) as file, reading(path):
-            found = [member(path, file, name) for name in names]
-            for name, data in zip(names, found, strict=True):
-                expect_numbers(path, name, data)
-                if not data.ndim:
-                    raise ValueError(f'{path}: data set "{name}" is not rows of numbers, but one')
-            sets = [np.asarray(data, np.float32) for data in found]
-    except FileNotFoundError as error:
-        raise ValueError(f"cannot read the HDF5 file {path}: {error.strerror}") from None
+    with open_hdf5(path) as file, reading(path):
+        found = [member(path, file, name) for name in names]
+        for name, data in zip(names, found, strict=True):
+            expect_numbers(path, name, data)
+            if not data.ndim:
+                raise Hdf5Error(f'{path}: data set "{name}" is not rows of numbers, but one')
+        sets = [np.asarray(data, np.float32) for data in found]
     rows = [f'"{name}" {len(data)}' for name, data in zip(names, sets, strict=True)]
     if len({len(data) for data in sets}) > 1 or not len(sets[0]):
         raise ValueError(f"{path}: expected as many rows of each data set, got {', '.join(rows)}")

@@ -12,6 +12,7 @@ Images are read to the pixels that OpenCV gives, as Caffe does: in 8 bits, turne
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,12 +57,10 @@ def read_list(source: str) -> list[tuple[str, int]]:
         name, _, label = line.rstrip().rpartition(" ")
         if not name:
             name, label = label, "0"
-        try:
-            value = int(label)
-        except ValueError:
-            raise ValueError(f'{source}:{number}: expected a label, got "{label}"') from None
+        if not re.fullmatch(r"[+-]?[0-9]{1,10}", label) or abs(int(label)) >= 2**31:
+            raise ValueError(f'{source}:{number}: expected a label, got "{label}"')
         if name:
-            images.append((name, value))
+            images.append((name, int(label)))
     if not images:
         raise ValueError(f'the list of images "{source}" is empty')
     return images

@@ -105,6 +105,8 @@ class BatchNorm(Layer):
         mean, variance = x.new_zeros(2, len(self.mean))  # torch keeps 0 times what is there
         top = torch.batch_norm(x, None, None, mean, variance, True, 1.0, self.params.eps, False)
         self._update(mean, variance)
+        if not self.params.eps:  # 0 / 0, of which torch makes 0
+            top = top / (variance != 0).to(x.dtype).reshape(-1, *[1] * (x.dim() - 2))
         return top
 
     @torch.no_grad()

@@ -17,7 +17,6 @@ A net that holds such a layer runs code: it is built with ``allow_python_layers=
 from __future__ import annotations
 
 import importlib
-import traceback
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -32,9 +31,9 @@ from .._runtime.checks import Shape, expect_values
 from .._runtime.layer import Layer
 from .._runtime.params import param
 from .._runtime.registry import register
+from .._runtime.users import call
 
 METHODS = ("setup", "reshape", "forward", "backward")
-FRAMES = 5  # of the user's own that an error is shown with
 
 
 @dataclass(frozen=True)
@@ -49,12 +48,15 @@ class Params:
 
 def find_class(module: str, layer: str) -> type:
     """Import the user's class. Raises ValueError where there is none, or it lacks a method."""
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise ValueError(f'the Python layer\'s module "{module}" is no name to import')
     try:
-        found = getattr(importlib.import_module(module), layer, None)
+        found = getattr(call(importlib.import_module, module), layer, None)
     except ImportError as error:
         hint = "; cortado.pycaffe.install() makes that cortado's" if error.name == "caffe" else ""
         text = f'cannot import the Python layer\'s module "{module}": {error}{hint}'
-        raise ValueError(text) from error
+        own = f"{module}.".startswith(f"{error.name}.") or error.name == "caffe"
+        raise ValueError(text) from (None if own else error)
     if not isinstance(found, type):
         names = vars(importlib.import_module(module))
         near = get_close_matches(layer, [name for name in names if isinstance(names[name], type)], 1)
@@ -66,34 +68,16 @@ def find_class(module: str, layer: str) -> type:
     return found
 
 
-def users_lines(error: BaseException | None) -> str:
-    """What code of the user's raised, and the last lines of its own traceback: the frames below this
-    file's. "" for an error, or causes of it, that come from elsewhere."""
-    while error is not None:
-        frames = traceback.extract_tb(error.__traceback__)
-        ours = [i for i, frame in enumerate(frames) if frame.filename == __file__]
-        below = frames[ours[-1] + 1 :] if ours else []
-        users = [frame for frame in below if not _imports(frame.filename)]
-        if users or (ours and isinstance(error, SyntaxError)):
-            notes = [f"{note}\n" for note in getattr(error, "__notes__", ())]
-            *where, what = (x for x in traceback.format_exception_only(error) if x not in notes)
-            return "".join([what, *traceback.format_list(users[-FRAMES:]), *where]).rstrip()
-        error = error.__cause__
-    return ""
-
-
-def _imports(filename: str) -> bool:
-    return filename == importlib.__file__ or filename.startswith("<frozen importlib")
-
-
 class Function(torch.autograd.Function):
     """The layer, the number of its bottoms, the bottoms, the parameters -> the tops."""
 
     @staticmethod
     def forward(layer: Python, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         layer.load(tensors[:count], tensors[count:])
-        layer.user.reshape(layer.bottom, layer.top)
-        layer.user.forward(layer.bottom, layer.top)
+        call(layer.user.reshape, layer.bottom, layer.top)
+        call(layer.user.forward, layer.bottom, layer.top)
+        if len(layer.user.blobs) != len(layer.blob_names):
+            raise ValueError("blobs are added in setup, not in reshape or forward")
         return tuple(_tensor(blob.data, tensors) for blob in layer.top)
 
     @staticmethod
@@ -113,9 +97,9 @@ class Function(torch.autograd.Function):
             blob.values.put(_array(top))
             blob.gradient.put(_array(grad))
         try:
-            layer.user.backward(layer.top, list(needed[: ctx.count]), layer.bottom)
+            call(layer.user.backward, layer.top, list(needed[: ctx.count]), layer.bottom)
         except Exception as error:
-            error.add_note(f'in layer "{layer.name}"')  # autograd calls from no layer's place
+            error.add_note(f'in layer "{layer.name}" ({layer.place})')  # no net's step is running
             raise
         blobs = (*layer.bottom, *layer.user.blobs)
         found = zip(needed, tensors, blobs, strict=True)
@@ -136,7 +120,7 @@ class Python(Layer):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(params, bottom_shapes, generator)
-        self.user: Any = find_class(params.module, params.layer)()
+        self.user: Any = call(find_class(params.module, params.layer))
         self.user.param_str, self.user.blobs = params.param_str, BlobVec()
         self.bottom: list[HostBlob] = []
         self.top: list[HostBlob] = []
@@ -147,8 +131,8 @@ class Python(Layer):
         self.bottom = [HostBlob(shape) for shape in bottoms]
         named = dict(zip(self.bottoms, self.bottom, strict=False))
         self.top = [named.get(name) or HostBlob() for name in self.tops]
-        self.user.setup(self.bottom, self.top)
-        self.user.reshape(self.bottom, self.top)
+        call(self.user.setup, self.bottom, self.top)
+        call(self.user.reshape, self.bottom, self.top)
         self.blob_names = tuple(f"blob{i}" for i in range(len(self.user.blobs)))
         for name, blob in zip(self.blob_names, self.user.blobs, strict=True):
             setattr(self, name, nn.Parameter(torch.from_numpy(blob.data.copy())))

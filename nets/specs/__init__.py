@@ -37,7 +37,7 @@ def find(spec: str | Path) -> Path:
     Raises SpecError that lists the names for one that is neither; a path is given back as it is.
     """
     given = Path(spec)
-    if given.name != str(spec) or given.exists():
+    if given.name != str(spec) or (given.exists() and not given.is_dir()):
         return given
     name = given.name.removesuffix(".yaml")
     if name in names():
@@ -53,9 +53,11 @@ def find(spec: str | Path) -> Path:
 
 def path(name: str) -> Path:
     """The file of a spec that comes with cortado. Raises FileNotFoundError that lists them."""
-    if name.removesuffix(".yaml") not in names():
-        raise FileNotFoundError(f'no spec "{name}" comes with cortado; there are {", ".join(names())}')
-    return FOLDER / f"{name.removesuffix('.yaml')}.yaml"
+    file = FOLDER / f"{name.removesuffix('.yaml')}.yaml"
+    if not file.is_file():
+        known = ", ".join(names())
+        raise FileNotFoundError(f'no spec "{name}" comes with cortado; there are {known}')
+    return file
 
 
 def load(spec: str | Path) -> Message:

@@ -35,8 +35,8 @@ OWN = "layers of your own come with --plugin FILE (cortado.register), or as Pyth
     ("type", "hint"),
     [
         ("B", OWN),
-        ("Convolutoin", 'did you mean "Convolution"?'),
-        ("relu", 'did you mean "ReLU"?'),
+        ("Convolutoin", f'did you mean "Convolution"? {OWN}'),
+        ("relu", f'did you mean "ReLU"? {OWN}'),
         ("BN", f"known from SegNet: batch normalization with a learnt scale and shift; {OWN}"),
         ("PSROIPooling", f"known from R-FCN: position-sensitive pooling of regions; {OWN}"),
         ("Correlation", f"known from FlowNet: products of patches over displacements; {OWN}"),
@@ -82,6 +82,15 @@ layer:
         "its own is inner_product_param",
         "net.yaml:6:39: warning: Silence does not read relu_param; it has no parameters",
     ]
+
+
+def test_a_block_of_another_type_in_many_layers_is_said_once(caplog):
+    layer = "- {name: s, type: Silence, bottom: x, relu_param: {negative_slope: 1}}\n"
+    text = "layer:\n- {name: x, type: Input, top: x, input_param: {shape: {dim: 2}}}\n" + layer * 30
+    Net(loads(text, "net.yaml"))
+    (message,) = caplog.messages
+    assert message.startswith("net.yaml:3:39: warning: Silence does not read relu_param; ")
+    assert message.endswith(" (and 29 more)")
 
 
 def test_specs_that_ship_have_no_block_in_vain(caplog):

@@ -255,7 +255,7 @@ WRONG_HDF5 = {
     text: 'data set "conv1/0" holds no numbers, but [2] of |S1',
     no_group: '"/data" is no group',
     another_name: 'no data set "data", only "date"',
-    no_utf8: "'utf-8' codec can't decode byte 0xff",
+    no_utf8: "a name that is not UTF-8",
     external_storage: 'data set "conv1/0" is kept in other files, which are not read',
     external_link: '"data" is a link to another file, which is not followed',
     external_link_inside: '"conv1" is a link to another file, which is not followed',
@@ -272,6 +272,24 @@ def test_hostile_hdf5(tmp_path: Path, write: object) -> None:
     with pytest.raises(ValueError, match=r"w\.h5: ") as caught:
         load(net(), tmp_path / "w.h5")
     assert WRONG_HDF5[write] in str(caught.value)
+
+
+def test_numbers_of_any_kind_of_hdf5(tmp_path: Path) -> None:
+    """Long doubles and integers are numbers; of what torch has no type, float64 is made."""
+    for dtype in ("g", ">f8", "<f2", "<i8", ">u2"):
+        with h5py.File(tmp_path / "w.h5", "w") as file:
+            file["data/conv1/0"] = np.full((3, 2, 3, 3), 3, dtype)
+            file["data/conv1/1"] = np.arange(3).astype(dtype)
+        target = net()
+        load(target, tmp_path / "w.h5")
+        assert target.params["conv1"][1].tolist() == [0, 1, 2], dtype
+
+
+def test_groups_deep_within_each_other(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "w.h5", "w") as file:
+        file["data/" + "a/" * 200 + "0"] = np.zeros(3)
+    with pytest.raises(ValueError, match="w.h5: groups are nested more than 64 deep"):
+        load(net(), tmp_path / "w.h5")
 
 
 def test_groups_in_a_circle(tmp_path: Path) -> None:

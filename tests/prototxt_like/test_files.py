@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import stat
@@ -88,6 +89,19 @@ def test_a_device_is_written_to(tmp_path: Path) -> None:
     assert stat.S_ISFIFO(os.stat(pipe).st_mode)
 
 
+def test_a_pipe_that_nobody_reads_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="cannot write .*pipe: No such device or address"):
+        replace_file(tmp_path / "pipe", write("nobody"))
+
+
+def test_a_link_to_itself(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("link")
+    with pytest.raises(OSError, match="cannot write .*link: Too many levels of symbolic links"):
+        replace_file(tmp_path / "link", write("new"))
+    assert (tmp_path / "link").is_symlink()
+
+
 @pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
 def test_the_mode_of_a_new_file_is_as_the_umask_says(tmp_path: Path, mask: int) -> None:
     def private(beside: Path) -> None:
@@ -151,14 +165,41 @@ def test_what_killed_runs_left_is_removed_and_what_is_written_now_is_not(tmp_pat
 
 
 def test_a_user_s_own_folder_of_that_name_is_a_room_or_left(tmp_path: Path) -> None:
-    link = tmp_path / f"{files.ROOM}link"
+    link = tmp_path / f"{files.ROOM}{files._HOST}-link"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").touch()
     link.symlink_to(tmp_path / "mine")
-    (tmp_path / f"{files.ROOM}file").touch()
+    (tmp_path / f"{files.ROOM}{files._HOST}-file").touch()
     clean(tmp_path)
-    assert names(tmp_path) == [f"{files.ROOM}file", f"{files.ROOM}link", "mine"]
+    assert names(tmp_path) == [f"{files.ROOM}{files._HOST}-{name}" for name in ("file", "link")] + [
+        "mine"
+    ]
     assert names(tmp_path / "mine") == ["file"]
+
+
+def test_another_host_s_room_is_left_for_a_day(tmp_path: Path) -> None:
+    """Its lock may not be seen from here."""
+    room = tmp_path / f"{files.ROOM}elsewhere-abc"
+    room.mkdir()
+    clean(tmp_path)
+    assert room.exists()
+    os.utime(room, (0, 0))
+    clean(tmp_path)
+    assert not room.exists()
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "mode", "-", "a b", "é"])
+def test_any_name_of_a_file(tmp_path: Path, name: str) -> None:
+    replace_file(tmp_path / name, write("new"))
+    assert names(tmp_path) == [name]
+    assert stat.S_IMODE((tmp_path / name).stat().st_mode) & 0o600 == 0o600
+
+
+def test_the_error_has_its_number(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    with pytest.raises(OSError, match="cannot write .*: Not a directory") as caught:
+        replace_file(tmp_path / "a" / "b", write("new"))
+    assert caught.value.errno == errno.ENOTDIR
 
 
 def test_many_writers_of_one_file(tmp_path: Path) -> None:

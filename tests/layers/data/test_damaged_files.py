@@ -61,7 +61,7 @@ def test_damage(tmp_path: Path, write: Callable[[Path], None]) -> None:
             READERS[write](path)
         except ValueError as error:
             refused.append(str(error))
-    assert refused
+    assert len(refused) > MUTATIONS / 10
     assert write is datum or all(str(path) in text for text in refused)  # a record has no name
 
 

@@ -117,6 +117,10 @@ def test_lists(folder: Path) -> None:
     path.write_text("a.png 1\nmy image.png\n")
     with pytest.raises(ValueError, match=r'list\.txt:2: expected a label, got "image\.png"$'):
         read_list(str(path))
+    for label in ("1_000", "１２", "2147483648", "9" * 20, "1.5", "0x10"):
+        path.write_text(f"a.png {label}\n", encoding="utf-8")
+        with pytest.raises(ValueError, match=f'txt:1: expected a label, got "{label}"$'):
+            read_list(str(path))
     path.write_text("\n")
     with pytest.raises(ValueError, match=r'list\.txt" is empty$'):
         read_list(str(path))

@@ -89,7 +89,7 @@ def test_few_records(tmp_path: Path) -> None:
     file = LmdbFile(str(tmp_path / "one"))
     assert (len(file), file[0]) == (1, b"value")
     for number in (-1, 1):
-        with pytest.raises(IndexError, match=rf'one" has 1 records, none at {number}$'):
+        with pytest.raises(IndexError, match=rf'one" has no record {number} of 1$'):
             file[number]
     write(tmp_path / "none")
     assert read(tmp_path / "none") == []
@@ -166,15 +166,18 @@ def refusal(source: Path) -> str:
     return re.sub(r'"[^"]*"', "X", str(caught.value))
 
 
+NO_FILE = "not a file, but a pipe or a device"
+
+
 def test_what_is_no_database(tmp_path: Path) -> None:
     assert refusal(tmp_path / "missing") == "there is no database X"
     assert refusal(tmp_path) == "there is no data.mdb in X"
     assert refusal(Path("nul\0")) == "cannot open the database X: embedded null byte"
     os.mkfifo(tmp_path / "fifo")
-    assert refusal(tmp_path / "fifo") == "the database X is neither a file nor a folder with one"
+    assert refusal(tmp_path / "fifo") == f"cannot open the database X: {NO_FILE}"
     os.mkdir(tmp_path / "data.mdb")
-    assert refusal(tmp_path) == "the database X is neither a file nor a folder with one"
-    assert refusal(Path("/dev/zero")) == "the database X is neither a file nor a folder with one"
+    assert refusal(tmp_path) == "cannot open the database X: Is a directory"
+    assert refusal(Path("/dev/zero")) == f"cannot open the database X: {NO_FILE}"
     (tmp_path / "text").write_bytes(b"no database" * 100)
     assert refusal(tmp_path / "text") == "the database X is not an LMDB"
     (tmp_path / "text").write_bytes(b"short")

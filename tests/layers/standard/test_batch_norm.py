@@ -36,6 +36,17 @@ def test_sums() -> None:
     torch.testing.assert_close(layer.variance.data, squares * x.var((0, 2), correction=1))
 
 
+@pytest.mark.parametrize("axes", [(), (2,), (2, 2)])
+def test_no_variance_and_no_eps_is_nan(axes: tuple[int, ...]) -> None:
+    """0 / 0, where torch makes 0; the other channels are what they are."""
+    x = torch.randn(4, 2, *axes)
+    x[:, 0] = 3
+    top = BatchNorm(Params(eps=0.0), (tuple(x.shape),))(x)
+    assert top[:, 0].isnan().all()
+    rest = x[:, 1]
+    torch.testing.assert_close(top[:, 1], (rest - rest.mean()) / rest.std(correction=0))
+
+
 def test_phases() -> None:
     x = torch.randn(5, 3)
     layer = BatchNorm(Params(), ((5, 3),))
