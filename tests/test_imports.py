@@ -129,8 +129,13 @@ def test_what_an_import_does_not_load(module, absent):
     assert done.stdout.strip() == "[]"
 
 
-def test_everything_imports_without_what_is_optional():
-    blocked = ("cupy", "pycocotools", "matplotlib", "h5py", "lmdb", "skimage", "PIL", "onnxruntime")
+OPTIONAL = ("cupy", "pycocotools", "matplotlib", "h5py", "lmdb", "skimage", "PIL", "onnxruntime")
+UNIX = ("resource", "fcntl", "pwd", "grp", "termios", "tty")
+
+
+@pytest.mark.parametrize("blocked", [OPTIONAL, UNIX], ids=["optional", "unix"])
+def test_everything_imports_without_what_is_optional(blocked):
+    """And without what Windows does not have."""
     code = f"""
 import sys, pkgutil, importlib
 for name in {blocked!r}: sys.modules[name] = None
