@@ -249,7 +249,8 @@ class _Builder:
             raise SpecError(f"{node}: {text}", node.span) from None
         except Exception as error:
             if isinstance(error, (ValueError, RuntimeError)) and not called_lines(error):
-                raise SpecError(f"{node}: {error}", node.span) from None  # or the blobs have no room
+                cause = error if isinstance(error, RuntimeError) else None  # a fault, or no memory
+                raise SpecError(f"{node}: {error}", node.span) from cause
             error.add_note(f"in {node} ({node.span.place})")
             raise
         shapes = tuple(tuple(shape) for shape in shapes)

@@ -86,22 +86,25 @@ def explained(error: Exception) -> str:
     """What the user is told of an error that is not a mistake of ours; "" for one that is."""
     from cortado.prototxt_like.source import SpecError
 
-    known = (SpecError, LookupError, OSError, ValueError, FloatingPointError)
+    text, place, cause = str(error), _place(error), error.__cause__
+    kinds = (SpecError, LookupError, OSError, ValueError, FloatingPointError)
+    known = isinstance(error, kinds) and not isinstance(error, (KeyError, IndexError))
     if lines := _users_lines("called_lines", error):
-        return f"error: {_place(error)}{lines}"
-    if isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and _MEMORY.search(str(error))
-    ):
-        return f"error: {_place(error)}out of memory: {str(error).split(chr(10))[0]}".rstrip(": ")
+        return f"error: {place}{lines}"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _MEMORY.search(text)):
+        return f"error: {place}out of memory: {text.split(chr(10))[0]}".rstrip(": ")
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"error: {error.filename}: {error.strerror}"
-    if isinstance(error, known) and not isinstance(error, (KeyError, IndexError)):
-        return str(error) if isinstance(error, SpecError) else f"error: {error}"
-    lines = _users_lines("plugin_lines", error)
-    return f"error: {_place(error)}{lines}" if lines else ""
+    # What a plugin's author says of a user's mistake is enough; a fault in a plugin shows its lines.
+    fault = cause if isinstance(cause, (TypeError, RuntimeError)) else None if known else error
+    if fault is not None and (lines := _users_lines("plugin_lines", fault)):
+        return f"error: {place}{lines}"
+    if not known:
+        return ""
+    return text if isinstance(error, SpecError) else f"error: {text}"
 
 
-def _users_lines(which: str, error: Exception) -> str:
+def _users_lines(which: str, error: BaseException) -> str:
     """What :mod:`cortado.layers._runtime.users` says, if anything was imported that uses it."""
     users: Any = sys.modules.get("cortado.layers._runtime.users")
     return getattr(users, which)(error) if users else ""
@@ -111,5 +114,7 @@ def _place(error: Exception) -> str:
     """The layer, by the notes that nets add to errors, or as an error of theirs begins."""
     if notes := getattr(error, "__notes__", ()):
         return "".join(f"{note}: " for note in notes)
+    if span := getattr(error, "span", None):
+        return f"{span}: "
     found = _PLACE.match(str(error))
     return found[0] if found else ""

@@ -375,19 +375,42 @@ def test_a_plugin_that_does_not_import(
     assert message.format(path=folder / "mine.py") in text.replace('"mine.py"', f'"{folder}/mine.py"')
 
 
-def test_a_plugin_s_layer_that_raises(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+FAULTS = {
+    "self.missing": "AttributeError: 'MyOwnBrokenLayer' object has no attribute 'missing'",
+    "{}['bang']": "KeyError: 'bang'",
+    "1 + 'a'": "TypeError: unsupported operand type(s) for +: 'int' and 'str'",
+    "x @ x": "RuntimeError: mat1 and mat2 shapes cannot be multiplied (4x20 and 4x20)",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_plugin_s_layer_that_raises(
+    folder: Path, capfd: pytest.CaptureFixture[str], fault: str
+) -> None:
     (folder / "mine.py").write_text(
         "from cortado import Layer, register\n\n"
         "@register('MyOwnBrokenLayer')\nclass MyOwnBrokenLayer(Layer):\n"
         "    @staticmethod\n    def infer(params, x):\n        return (x,)\n\n"
-        "    def forward(self, x):\n        return self.missing\n"
+        f"    def forward(self, x):\n        return {fault}\n"
     )
     (folder / "small.yaml").write_text(NET + "- {name: b, type: MyOwnBrokenLayer, bottom: y, top: b}\n")
     text = refused(capfd, "train", "solver.yaml", "--plugin", "mine.py")
-    assert text.startswith(
-        "error: in layer \"b\" (small.yaml:9): AttributeError: 'MyOwnBrokenLayer' object"
+    assert re.match(r'error: (in )?layer "b" \(small.yaml:9\): ' + re.escape(FAULTS[fault]), text)
+    assert f'mine.py", line 10, in forward\n    return {fault}\n' in text
+
+
+def test_a_plugin_that_says_what_is_wrong_shows_no_lines(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "mine.py").write_text(
+        "from cortado import Layer, register\n\n"
+        "@register('MyOwnStrictLayer')\nclass MyOwnStrictLayer(Layer):\n"
+        "    @staticmethod\n    def infer(params, x):\n        return (x,)\n\n"
+        "    def forward(self, x):\n        raise ValueError('expected something else')\n"
     )
-    assert 'mine.py", line 10, in forward\n    return self.missing\n' in text
+    (folder / "small.yaml").write_text(NET + "- {name: b, type: MyOwnStrictLayer, bottom: y, top: b}\n")
+    text = refused(capfd, "train", "solver.yaml", "--plugin", "mine.py")
+    assert text == 'error: layer "b" (small.yaml:9): expected something else\n'
 
 
 def test_points_that_cannot_be_read(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
