@@ -138,7 +138,8 @@ def load_plugin(path: str | Path) -> None:
     try:
         loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        why = plugin_lines(error) or repr(error)
+        known = isinstance(error, RegistryError)
+        why = str(error) if known else plugin_lines(error) or repr(error)
         del sys.modules[name]
         if before:
             sys.modules[name] = before

@@ -17,6 +17,7 @@ import click
 import numpy as np
 import pytest
 from cortado.__main__ import interrupted
+from cortado.layers._runtime import registry
 from cortado.nets import specs
 from cortado.prototxt_like import files
 from cortado.tools.cli import main
@@ -70,6 +71,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small.yaml").write_text(NET)
     (tmp_path / "solver.yaml").write_text(SOLVER)
+    registry.scan()
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))  # plugins' types go again
     return tmp_path
 
 
