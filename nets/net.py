@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from cortado.layers._runtime.checks import BlobError, Shape, kind_of
+from cortado.layers._runtime.checks import BlobError, Shape, kind_of, remedy
 from cortado.layers._runtime.layer import Layer
 from cortado.prototxt_like.message import Message
 from cortado.prototxt_like.source import Span, did_you_mean
@@ -104,10 +104,10 @@ class Net(nn.Module):
     """A net built from a spec for one phase, "TRAIN" or "TEST".
 
     ``spec`` is a path (to YAML or prototxt, by its suffix), the name of one that comes with cortado
-    ("ucn_hn"), or a message. The state's ``level``
-    and ``stages`` choose layers by their include and exclude rules. Fillers draw from a generator
-    seeded by ``seed``, or from torch's own if it is None. ``weights`` is a file to load
-    (:func:`cortado.nets.weights.load`); ``net.report`` says what was filled.
+    ("ucn_hn"), or a message. The state's ``level`` and ``stages`` choose layers by their include and
+    exclude rules. Fillers draw from a generator seeded by ``seed``, or from torch's own if it is None.
+    ``weights`` is a file to load (:func:`cortado.nets.weights.load`); ``net.report`` says what was
+    filled.
 
     The module is in training mode for phase "TRAIN"; its layers are ``net.layers`` (a layer's name
     with "." written "%2E" and "%" written "%25"). Shared parameters are one ``nn.Parameter``;
@@ -262,10 +262,7 @@ class Net(nn.Module):
                 listing = ", ".join(self.inputs)
                 raise TypeError(f'the net needs the input "{name}" (its inputs: {listing})')
             if not isinstance(given[name], torch.Tensor):
-                hint = (
-                    " (torch.from_numpy makes one of it)" if hasattr(given[name], "__array__") else ""
-                )
-                got = f"{kind_of(given[name])}{hint}"
+                got = f"{kind_of(given[name])}{remedy(given[name])}"
                 raise TypeError(f'input "{name}": expected a torch.Tensor, got {got}')
         if len(given) > len(self.inputs):
             name = next(name for name in given if name not in self.inputs)

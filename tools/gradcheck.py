@@ -469,7 +469,7 @@ def is_spec(subject: str) -> bool:
 
     path = Path(subject)
     known = subject in specs.names() or (path.exists() and not path.is_dir())
-    return known or Path(subject).suffix.lower() in (".yaml", ".yml", ".prototxt")
+    return known or path.suffix.lower() in (".yaml", ".yml", ".prototxt")
 
 
 def paper_layers() -> list[str]:

@@ -518,12 +518,9 @@ def _arguments(
     """Both orders of Net's arguments after the file."""
     if isinstance(phase, (str, Path)) and phase not in ("TRAIN", "TEST"):  # the old one
         phase, weights, level = level, phase, None
-        if phase is None:
-            raise TypeError(
-                f"Net(file, weights, phase): no phase, caffe.TRAIN or caffe.TEST, with {weights}"
-            )
     if isinstance(phase, bool) or phase not in (0, 1, "TRAIN", "TEST"):
-        raise TypeError(f"Net(file, phase): expected caffe.TRAIN or caffe.TEST, got {phase!r}")
+        forms = "Net(file, phase) or Net(file, weights, phase)"
+        raise TypeError(f"{forms}: expected caffe.TRAIN or caffe.TEST, got {phase!r}")
     level = 0 if level is None else level
     return {"phase": phase, "level": level, "stages": stages, "weights": weights}
 

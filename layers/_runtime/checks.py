@@ -44,7 +44,7 @@ def shapes(form: str, **tensors: Any) -> dict[str, Shape]:
     found = {}
     for name, x in tensors.items():
         if not isinstance(x, torch.Tensor):
-            got = f"{kind_of(x)}{_remedy(x)}"
+            got = f"{kind_of(x)}{remedy(x)}"
             raise TypeError(f"{form}: expected {name} to be a torch.Tensor, got {got}")
         found[name] = tuple(x.shape)
     return found
@@ -71,7 +71,8 @@ def kind_of(x: Any) -> str:
     return name if module == "builtins" else f"{module}.{name}"
 
 
-def _remedy(x: Any) -> str:
+def remedy(x: Any) -> str:
+    """What makes a tensor of a value, for messages; "" where nothing does."""
     if isinstance(x, np.ndarray):
         return " (torch.from_numpy makes one of it)"
     return " (torch.tensor makes one of it)" if isinstance(x, (list, tuple, *NUMBERS)) else ""

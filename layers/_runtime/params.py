@@ -48,7 +48,7 @@ def param(
 
 
 def valid(params: P) -> P:
-    """The same parameters, NumPy's numbers as Python's.
+    """The same parameters, NumPy's numbers as Python's, in tuples too.
 
     Raises TypeError for one that is not what its field declares, a number, an integer, or True or
     False, and ValueError for one out of its range.
@@ -57,9 +57,10 @@ def valid(params: P) -> P:
     """
     changed = {}
     for field in dataclasses.fields(cast(Any, params)):
-        value = getattr(params, field.name)
-        if isinstance(value, np.generic):
-            value = changed[field.name] = value.item()
+        given = getattr(params, field.name)
+        value = _python(given)
+        if value is not given:
+            changed[field.name] = value
         _expect_type(field, value)
         values = value if isinstance(value, tuple) else (value,)
         for x in values:
@@ -75,6 +76,12 @@ def valid(params: P) -> P:
                 if x is not None and not fits(x, limit):
                     raise ValueError(f"{field.name}: expected {word} {limit:g}, got {x}")
     return dataclasses.replace(cast(Any, params), **changed) if changed else params
+
+
+def _python(value: Any) -> Any:
+    if isinstance(value, tuple) and any(isinstance(x, np.generic) for x in value):
+        return tuple(map(_python, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 _TYPES: dict[str, tuple[tuple[type, ...], str]] = {

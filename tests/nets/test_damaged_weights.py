@@ -3,6 +3,7 @@ error that names the file, with the net as it was; or read."""
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import re
@@ -15,6 +16,7 @@ import pytest
 import torch
 from cortado.nets.net import Net
 from cortado.nets.solver import Solver
+from cortado.nets.solver_state import SolverState, read_state, write_state
 from cortado.nets.weights import load, save
 from cortado.prototxt_like import SpecError, loads
 from shared import SHARED, needs_shared
@@ -101,14 +103,19 @@ max_iter: 4
 """
 
 
-@pytest.mark.parametrize("kind", ["HDF5", "BINARYPROTO"])
-def test_damaged_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+@pytest.fixture
+def solver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Solver:
+    """One whose snapshots are ``run_iter_*``, of the format that the test is marked with."""
     monkeypatch.chdir(tmp_path)
-    text = SOLVER + f"snapshot_prefix: run\nsnapshot_format: {kind}\n"
-    solver = Solver(loads(text, "solver.yaml"))
+    text = f"snapshot_prefix: run\nsnapshot_format: {request.param}\n"
+    return Solver(loads(SOLVER + text, "solver.yaml"))
+
+
+@pytest.mark.parametrize("solver", ["HDF5", "BINARYPROTO"], indirect=True)
+def test_damaged_states(solver: Solver) -> None:
     solver.step(2)
     state = solver.snapshot()
-    raw, rng = state.read_bytes(), random.Random(kind)
+    raw, rng = state.read_bytes(), random.Random(state.name)
     path = state.with_name(f"damaged{''.join(state.suffixes)}")
     refused = []
     for _ in range(MUTATIONS):
@@ -345,11 +352,8 @@ HDF5_STATES = {
 
 
 @pytest.mark.parametrize("name", HDF5_STATES)
-def test_a_readable_state_of_other_content(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    solver = Solver(loads(SOLVER + "snapshot_prefix: run\nsnapshot_format: HDF5\n", "solver.yaml"))
+@pytest.mark.parametrize("solver", ["HDF5"], indirect=True)
+def test_a_readable_state_of_other_content(solver: Solver, name: str) -> None:
     solver.step(1)
     state = solver.snapshot()
     with h5py.File(state, "r+") as file:
@@ -369,15 +373,8 @@ OTHER_CONTENT = {
 
 
 @pytest.mark.parametrize("name", OTHER_CONTENT)
-def test_a_state_of_ours_with_other_content(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    import io
-
-    from cortado.nets.solver_state import SolverState, read_state, write_state
-
-    monkeypatch.chdir(tmp_path)
-    solver = Solver(loads(SOLVER + "snapshot_prefix: run\n", "solver.yaml"))
+@pytest.mark.parametrize("solver", ["BINARYPROTO"], indirect=True)
+def test_a_state_of_ours_with_other_content(solver: Solver, name: str) -> None:
     solver.step(1)
     path = solver.snapshot()
     state = read_state(path)

@@ -119,7 +119,11 @@ def net_of(text):
             'input "x": expected a torch.Tensor, got numpy.ndarray (torch.from_numpy makes one of it)',
         ),
         ((), {"x": None}, 'input "x": expected a torch.Tensor, got None'),
-        (({"x": [1.0]},), {}, 'input "x": expected a torch.Tensor, got list'),
+        (
+            ({"x": [1.0]},),
+            {},
+            'input "x": expected a torch.Tensor, got list (torch.tensor makes one of it)',
+        ),
     ],
 )
 def test_inputs_that_are_no_tensors(arguments, named, message):

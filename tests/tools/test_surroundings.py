@@ -378,6 +378,17 @@ def test_a_plugin_that_does_not_import(
     assert message.format(path=folder / "mine.py") in text.replace('"mine.py"', f'"{folder}/mine.py"')
 
 
+def plugin(folder: Path, name: str, forward: str) -> None:
+    """A file of one layer, and the net with that at its end."""
+    (folder / "mine.py").write_text(
+        "from cortado import Layer, register\n\n"
+        f"@register('{name}')\nclass {name}(Layer):\n"
+        "    @staticmethod\n    def infer(params, x):\n        return (x,)\n\n"
+        f"    def forward(self, x):\n        {forward}\n"
+    )
+    (folder / "small.yaml").write_text(NET + f"- {{name: b, type: {name}, bottom: y, top: b}}\n")
+
+
 FAULTS = {
     "self.missing": "AttributeError: 'MyOwnBrokenLayer' object has no attribute 'missing'",
     "{}['bang']": "KeyError: 'bang'",
@@ -390,13 +401,7 @@ FAULTS = {
 def test_a_plugin_s_layer_that_raises(
     folder: Path, capfd: pytest.CaptureFixture[str], fault: str
 ) -> None:
-    (folder / "mine.py").write_text(
-        "from cortado import Layer, register\n\n"
-        "@register('MyOwnBrokenLayer')\nclass MyOwnBrokenLayer(Layer):\n"
-        "    @staticmethod\n    def infer(params, x):\n        return (x,)\n\n"
-        f"    def forward(self, x):\n        return {fault}\n"
-    )
-    (folder / "small.yaml").write_text(NET + "- {name: b, type: MyOwnBrokenLayer, bottom: y, top: b}\n")
+    plugin(folder, "MyOwnBrokenLayer", forward=f"return {fault}")
     text = refused(capfd, "train", "solver.yaml", "--plugin", "mine.py")
     assert re.match(r'error: (in )?layer "b" \(small.yaml:9\): ' + re.escape(FAULTS[fault]), text)
     assert f'mine.py", line 10, in forward\n    return {fault}\n' in text
@@ -405,13 +410,7 @@ def test_a_plugin_s_layer_that_raises(
 def test_a_plugin_that_says_what_is_wrong_shows_no_lines(
     folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (folder / "mine.py").write_text(
-        "from cortado import Layer, register\n\n"
-        "@register('MyOwnStrictLayer')\nclass MyOwnStrictLayer(Layer):\n"
-        "    @staticmethod\n    def infer(params, x):\n        return (x,)\n\n"
-        "    def forward(self, x):\n        raise ValueError('expected something else')\n"
-    )
-    (folder / "small.yaml").write_text(NET + "- {name: b, type: MyOwnStrictLayer, bottom: y, top: b}\n")
+    plugin(folder, "MyOwnStrictLayer", forward="raise ValueError('expected something else')")
     text = refused(capfd, "train", "solver.yaml", "--plugin", "mine.py")
     assert text == 'error: layer "b" (small.yaml:9): expected something else\n'
 

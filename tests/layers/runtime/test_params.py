@@ -1,8 +1,14 @@
 """Functional forms hold their values to the ranges that a spec's are held to."""
 
+from __future__ import annotations
+
+import dataclasses
+
 import cortado.functional as CF
+import numpy as np
 import pytest
 import torch
+from cortado.layers._runtime import params
 
 MAP, PAIRS, INDEX = (
     torch.ones(1, 2, 3, 4),
@@ -33,8 +39,26 @@ MAP, PAIRS, INDEX = (
             lambda: CF.convolutional_spatial_transformer(MAP, torch.zeros(1, 4, 3, 4), 0),
             "kernel_size: expected at least 1, got 0",
         ),
+        (
+            lambda: CF.hard_negative_mining(PAIRS, INDEX, MAP, pck_radii=(1, np.float32("nan"))),
+            "pck_radii: expected a number, got nan",
+        ),
     ],
 )
 def test_a_value_out_of_range(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@dataclasses.dataclass(frozen=True)
+class Some:
+    number: float
+    several: tuple[float, ...] = ()
+
+
+def test_numbers_of_numpy_become_pythons():
+    given = Some(np.float32(0.5), (1, np.float64(2)))
+    kept = params.valid(given)
+    assert kept == given
+    assert [type(x) for x in (kept.number, *kept.several)] == [float, int, float]
+    assert params.valid(kept) is kept
