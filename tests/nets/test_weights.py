@@ -45,6 +45,38 @@ def test_round_trip(tmp_path, suffix):
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
+PLAIN = """
+layer:
+- {name: x, type: Input, top: x, input_param: {shape: {dim: [2, SIZE]}}}
+- {name: "fc \\"6", type: InnerProduct, bottom: x, top: y, inner_product_param: {
+    num_output: ROWS, bias_term: false}}
+"""
+
+
+def plain(rows, size):
+    return Net(loads(PLAIN.replace("ROWS", str(rows)).replace("SIZE", str(size)), name="plain.yaml"))
+
+
+def test_the_ways_out_of_weights_of_another_shape(tmp_path):
+    """A new name, or net surgery: the values as they lie, where there are as many of them."""
+    path, rename = tmp_path / "w.caffemodel", "to learn the layer from scratch, rename it"
+    net, many = plain(2, 6), plain(2, 5)
+    net.params['fc "6'][0].data.copy_(torch.arange(12.0).reshape(2, 6))
+    save(net, path)
+    with pytest.raises(SpecError) as caught:
+        load(many, path)
+    assert caught.value.hint == rename
+    other = plain(3, 4)
+    with pytest.raises(SpecError) as caught:
+        load(other, path)
+    said, place = caught.value.hint.split("; to keep its values as they lie, copy them yourself into ")
+    assert said == rename
+    (stored,) = (blob for layer in read_net(path) for blob in layer.blobs)
+    with torch.no_grad():
+        eval(place, {"net": other}).copy_(torch.from_numpy(np.array(stored)).reshape(3, 4))
+    assert torch.equal(other(torch.eye(4)[:2])["y"], torch.tensor([[0.0, 4, 8], [1, 5, 9]]))
+
+
 def test_shared_parameters_are_saved_once(tmp_path):
     net = twins()
     save(net, tmp_path / "w.pth")
