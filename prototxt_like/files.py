@@ -41,6 +41,17 @@ def open_file(path: str | Path) -> BufferedReader:
     return os.fdopen(descriptor, "rb")
 
 
+def is_device(path: str | Path) -> bool:
+    """Whether something is there that is no file. Raises OSError for a link to itself.
+
+    The system is asked for what a link leads to: the name that /dev/stdout has for a pipe is none.
+    """
+    try:
+        return not stat.S_ISREG(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
 def replace_text(path: str | Path, text: str) -> None:
     """Write a text in UTF-8 as :func:`replace_file` does."""
     replace_file(path, lambda beside: beside.write_text(text, encoding="utf-8"))
@@ -55,14 +66,12 @@ def replace_file(path: str | Path, write: Callable[[Path], object]) -> None:
     written to as it is. What killed runs left in the folder is removed. Raises OSError that names the
     file where it cannot be written.
     """
-    target = Path(os.path.realpath(path))
     try:
-        with suppress(FileNotFoundError):
-            os.stat(path)  # a link to itself is an error
-        if target.exists() and not target.is_file():
-            with _reader(target):
-                write(target)
+        if is_device(path):
+            with _reader(Path(path)):
+                write(Path(path))
             return
+        target = Path(os.path.realpath(path))
         with suppress(FileExistsError):
             target.parent.mkdir(parents=True)
         clean(target.parent)

@@ -100,21 +100,20 @@ def named_once(first: str | None, second: str | None, what: str) -> str:
 
 def expect_folder(path: str, option: str) -> None:
     """Raises UsageError if a file could not be written there: before the work, not after it. What
-    killed runs left there is removed."""
-    from cortado.prototxt_like.files import clean
+    killed runs left there is removed. For a device, such as /dev/stdout, its folder is not asked."""
+    from cortado.prototxt_like.files import clean, is_device
 
+    try:
+        if is_device(path):
+            return
+    except OSError as error:  # a name that is too long, a link to itself
+        raise click.UsageError(f"{option}: {path}: {error.strerror}") from None
     clean(Path(path).parent)
     folder = Path(path).absolute().parent
     if not folder.is_dir():
         raise click.UsageError(f"{option}: no folder {Path(path).parent} to write to")
     if not os.access(folder, os.W_OK):
         raise click.UsageError(f"{option}: the folder {Path(path).parent} cannot be written to")
-    try:
-        os.lstat(path)
-    except FileNotFoundError:
-        pass
-    except OSError as error:  # a name that is too long
-        raise click.UsageError(f"{option}: {path}: {error.strerror}") from None
 
 
 def expect_distinct(**files: str | None) -> None:

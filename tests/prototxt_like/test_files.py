@@ -80,13 +80,26 @@ def test_a_device_is_written_to(tmp_path: Path) -> None:
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    read = []
-    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
-    reader.start()
-    replace_file(pipe, write("through"))
-    reader.join()
-    assert read == ["through"]
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+
+    def through(beside: Path) -> None:
+        with pytest.raises(BlockingIOError):  # no end before the last writer is gone
+            os.read(reader, 1)
+        beside.write_text("through")
+
+    replace_file(pipe, through)
+    assert [os.read(reader, 100) for _ in range(2)] == [b"through", b""]
+    os.close(reader)
     assert stat.S_ISFIFO(os.stat(pipe).st_mode)
+
+
+def test_a_pipe_without_a_name_is_written_to() -> None:
+    """As ``--out /dev/stdout | gzip``: what /dev/stdout leads to is no path."""
+    reader, writer = os.pipe()
+    replace_file(f"/dev/fd/{writer}", write("through"))
+    os.close(writer)
+    assert [os.read(reader, 100) for _ in range(2)] == [b"through", b""]
+    os.close(reader)
 
 
 def test_a_pipe_that_nobody_reads_is_not_waited_for(tmp_path: Path) -> None:

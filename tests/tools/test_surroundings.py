@@ -21,6 +21,7 @@ from cortado.layers._runtime import registry
 from cortado.nets import specs
 from cortado.prototxt_like import files
 from cortado.tools.cli import main
+from cortado.tools.options import expect_folder
 
 NET = """
 name: small
@@ -413,6 +414,26 @@ def test_a_plugin_that_says_what_is_wrong_shows_no_lines(
     plugin(folder, "MyOwnStrictLayer", forward="raise ValueError('expected something else')")
     text = refused(capfd, "train", "solver.yaml", "--plugin", "mine.py")
     assert text == 'error: layer "b" (small.yaml:9): expected something else\n'
+
+
+def test_the_folder_of_a_device_is_not_asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody but root may write to /dev, everybody to /dev/null."""
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    expect_folder("/dev/null", "--out")
+    with pytest.raises(click.UsageError, match="--out: the folder . cannot be written to"):
+        expect_folder("out.csv", "--out")
+
+
+def test_outputs_without_a_place(folder: Path) -> None:
+    (folder / "loop").symlink_to("loop")
+    for path, why in (
+        ("loop", "loop: Too many levels of symbolic links"),
+        ("small.yaml/out", "no folder small.yaml to write to"),
+        ("none/out", "no folder none to write to"),
+        ("x" * 300, "File name too long"),
+    ):
+        with pytest.raises(click.UsageError, match=f"--out: .*{why}"):
+            expect_folder(path, "--out")
 
 
 def test_points_that_cannot_be_read(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
