@@ -57,13 +57,11 @@ from torch.autograd.function import once_differentiable
 
 from ._runtime import autocast, boxes, cuda
 from ._runtime.checks import (
-    NUMBERS,
     BlobError,
     Shape,
     deferred,
     expect_axes,
     expect_floating,
-    expect_numbers,
     expect_same_device,
     present,
     raise_if,
@@ -77,8 +75,8 @@ from ._runtime.layer import Layer
 from ._runtime.params import choice, param, valid
 from ._runtime.registry import register
 from ._runtime.samples import Sample
+from ._runtime.sizes import FAR, expect_sizes, shape_of, size_of
 
-FAR = 1e18  # pixels: beyond any bin, and finite in every product below
 CHUNK = 1 << 15  # matches at a time: what stays in a core's cache
 
 
@@ -143,9 +141,7 @@ def infer(
     if scores != (rois_a[0], rois_b[0]):
         shapes = {"scores": scores, "rois_a": rois_a, "rois_b": rois_b}
         raise BlobError("expected {scores} to be a row for each of {rois_a} by {rois_b}", **shapes)
-    for name, shape in (("size_a", size_a), ("size_b", size_b)):
-        if len(shape) != 4 and math.prod(shape) != 2:
-            raise BlobError(f"expected {{{name}}} to be [N, C, H, W] or [2]", **{name: shape})
+    expect_sizes(size_a=size_a, size_b=size_b)
     if votes is not None and params.output is Output.VOTES:
         raise BlobError("output: VOTES takes one blob of scores, not {votes} too", votes=votes)
     if votes is not None and votes != scores:
@@ -632,7 +628,8 @@ def _vote(
 ) -> Tensor:
     voting = {"scores": scores, **present(votes=votes)}
     tables = {"rois_a": rois_a, "rois_b": rois_b}
-    sizes = {"size_a": _shape("size_a", size_a), "size_b": _shape("size_b", size_b)}
+    given = {"size_a": size_a, "size_b": size_b}
+    sizes = {name: shape_of("hough_voting", name, size) for name, size in given.items()}
     infer(params, **shapes("hough_voting", **voting, **tables), **sizes)
     expect_floating(**voting)
     expect_same_device(scores=scores, **tables)
@@ -640,28 +637,9 @@ def _vote(
     if not (deferred(scores) and use_cuda(scores, rois_a, rois_b)):  # the kernels look themselves
         boxes.expect_finite(rois_a=rois_a)
         boxes.expect_finite(rois_b=rois_b)
-    geometry = rois_a, rois_b, _size("size_a", size_a), _size("size_b", size_b)
+    geometry = rois_a, rois_b, size_of("size_a", size_a), size_of("size_b", size_b)
     top: Tensor = autocast.apply(Function, scores, votes, *geometry, params)[0]
     return top
-
-
-def _shape(name: str, size: Sequence[float] | Tensor) -> Shape:
-    if isinstance(size, Tensor):
-        return tuple(size.shape)
-    expect_numbers("hough_voting", "an image, or its height and width", NUMBERS, **{name: size})
-    return (len(size),)
-
-
-def _size(name: str, given: Sequence[float] | Tensor) -> tuple[float, float]:
-    """(height, width) of an image's shape, or of two values."""
-    if isinstance(given, Tensor):
-        if given.dim() != 4 and valueless(given):
-            return 1, 1  # which the top's shape does not depend on
-        given = given.shape[2:] if given.dim() == 4 else given.flatten().tolist()
-    height, width = given
-    if not (1 <= height < FAR and 1 <= width < FAR):
-        raise ValueError(f"{name}: expected a height and a width of at least 1, got {height}, {width}")
-    return height, width
 
 
 @register("HoughVoting", bottoms=(5, 6), tops=1)

@@ -1,0 +1,45 @@
+"""The cells of a map over an image, as Hyperpixel Flow counts them.
+
+Cell (row r, column c) lies at the image point (c jump, r jump), 0-based, in the middle of a square box
+that reaches half the receptive field, rounded down, to each side. With a ``margin`` those cells take
+part whose box reaches at most so many pixels beyond the image: x0 >= -margin and x1 < W + margin, rows
+likewise. They are a rectangle of the grid.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from .checks import Shape
+from .params import param
+
+Size = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class CellParams:
+    """Where the cells lie; the fields that layers over a grid of cells share."""
+
+    jump: float = param(4.0, above=0, unit="image pixels", doc="from a cell to the next")
+    receptive_field: int = param(27, low=1, unit="image pixels", doc="side of a cell's box, and 1")
+    margin: float | None = param(
+        None, unit="image pixels", doc="how far a box may lie outside; not given: every cell counts"
+    )
+
+    @property
+    def half(self) -> int:
+        """From a cell's point to its box's sides."""
+        return self.receptive_field // 2
+
+    def kept(self, count: int, length: float) -> slice:
+        """Which of ``count`` cells along an axis of so many pixels take part."""
+        if self.margin is None:
+            return slice(0, count)
+        first = max(math.ceil((self.half - self.margin) / self.jump), 0)
+        end = min(math.ceil((length + self.margin - self.half) / self.jump), count)
+        return slice(min(first, count), max(end, min(first, count)))
+
+    def grid(self, counts: Shape, size: Size) -> tuple[slice, slice]:
+        """The rows and columns that take part of a grid over an image of (height, width)."""
+        return self.kept(counts[0], size[0]), self.kept(counts[1], size[1])

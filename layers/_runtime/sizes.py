@@ -1,0 +1,42 @@
+"""An image's size as layers are given it: by the image itself, or by two values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .checks import NUMBERS, BlobError, Shape, expect_numbers, valueless
+
+FAR = 1e18  # pixels: beyond any image, and finite in products of a few
+
+
+def shape_of(form: str, name: str, size: Sequence[float] | Tensor) -> Shape:
+    """The shape of a size, for ``infer``; raises TypeError for what is none."""
+    if isinstance(size, Tensor):
+        return tuple(size.shape)
+    expect_numbers(form, "an image, or its height and width", NUMBERS, **{name: size})
+    return (len(size),)
+
+
+def expect_sizes(**shapes: Shape) -> None:
+    """Each is an image's shape, or that of two values; raises BlobError."""
+    for name, shape in shapes.items():
+        if len(shape) != 4 and math.prod(shape) != 2:
+            raise BlobError(f"expected {{{name}}} to be [N, C, H, W] or [2]", **{name: shape})
+
+
+def size_of(name: str, given: Sequence[float] | Tensor) -> tuple[float, float]:
+    """(height, width) of an image's shape, or of two values; raises ValueError below a pixel.
+
+    Values in a CUDA tensor wait for the device.
+    """
+    if isinstance(given, Tensor):
+        if given.dim() != 4 and valueless(given):
+            return 1, 1  # which no top's shape depends on
+        given = given.shape[2:] if given.dim() == 4 else given.flatten().tolist()
+    height, width = given
+    if not (1 <= height < FAR and 1 <= width < FAR):
+        raise ValueError(f"{name}: expected a height and a width of at least 1, got {height}, {width}")
+    return height, width

@@ -1,0 +1,558 @@
+"""HyperpixelCorrelation: how alike the hyperpixels of two images are, without ever making them.
+
+A hyperpixel is what several maps of one net hold at a cell of the first of them, the base: the others
+are upsampled to it bilinearly, corners on corners (``align_corners``), and all are concatenated along
+their channels (Hyperpixel Flow, Eq. 1). Of a cell p of image A and a cell p' of image B (Eq. 4)
+
+    s(p, p') = max(0, cos(f(p), f'(p'))) ^ exponent
+
+Bottoms: the maps of image A, each ``[N, C_l, H_l, W_l]``, the base first; then as many of B,
+``[N, C_l, H'_l, W'_l]``; one floating type. With a ``margin`` also the two images, or their sizes (two
+values, height and width). Top: ``[N, H, W, H', W']`` over the cells of the bases, in that type. Cells
+that the margin leaves out (``_runtime/cells.py``) are not computed: they get 0, and give no gradient.
+With ``channel_weights`` the layer owns a blob ``[C_l]`` for each map, shared by A and B, which
+multiplies its channels.
+
+**How.** With U the upsampling of a map F to the base's size, the numerator is a sum over the maps,
+
+    N = sum of U F^T F' U'^T:
+
+maps of one size are multiplied at that size, their sum ``[h, w, h', w']`` is upsampled along its four
+axes. The norm is that of the upsampled, concatenated hyperpixel, |f(p)|^2 = sum of (U F F^T U^T)(p, p):
+four cells of a map meet in p, so that it takes the products of each cell with itself and with its
+neighbours to the right, below, and along both diagonals, once per image. Lengths below ``eps`` count as
+``eps``. Arithmetic is in float32 or wider.
+
+Backward fills the gradients of all maps, and of the channel weights. With g the top's gradient,
+h = exponent cos^(exponent - 1) where the cosine is positive, else 0, and |p| the length of f(p),
+
+    G(p, p') = g h / (|p| |p'|),    a(p) = -sum over p' of g h cos / |p|^2,
+    dF = U^T G U' F' + (U^T diag(a) U) F
+
+(a = 0 where the length is held at eps), and likewise for B.
+
+For ``res2b, res3d, res4d, res4e, res4f`` of a ResNet-50 and 3,300 cells a side (300 x 200 pixels) the
+base takes 2.8 billion multiply-adds and everything else 1.3; 3,840 channels, upsampled and
+concatenated, take 42.
+
+*Differs from the original:* the same numbers, by linearity; and the original has no eps (0 / 0 is NaN).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ._runtime import autocast
+from ._runtime.cells import CellParams
+from ._runtime.checks import BlobError, Shape, expect_axes, expect_floating, shapes
+from ._runtime.fillers import FillerParams, parameter
+from ._runtime.layer import Layer
+from ._runtime.params import param, valid
+from ._runtime.registry import register
+from ._runtime.samples import Sample, normal
+from ._runtime.sizes import expect_sizes, shape_of, size_of
+
+Kept = tuple[slice, slice, slice, slice]
+ROWS = 1 << 20  # matches at a time: what stays in a core's cache
+
+
+@dataclass(frozen=True)
+class Params(CellParams):
+    exponent: float = param(3.0, low=1, doc="of the rectified cosine")
+    eps: float = param(1e-12, above=0, doc="the least length to divide by")
+    channel_weights: bool = param(False, doc="a blob for each map that multiplies its channels")
+    filler: FillerParams = param(FillerParams(value=1.0), doc="of these; default: constant 1")
+
+
+def split(bottoms: Sequence[Any], margin: bool) -> tuple[list[Any], list[Any], list[Any]]:
+    """The maps of A, those of B, the sizes; raises BlobError for an odd number of maps."""
+    count = len(bottoms) - 2 * margin
+    if count < 2 or count % 2:
+        sizes = " and two images" if margin else ""
+        raise BlobError(f"expected as many maps of B as of A{sizes}, got {len(bottoms)} bottoms")
+    return list(bottoms[: count // 2]), list(bottoms[count // 2 : count]), list(bottoms[count:])
+
+
+def infer(params: Params, *bottoms: Shape) -> tuple[Shape]:
+    """``[N, H, W, H', W']``; raises :class:`BlobError` for bottoms that do not fit together."""
+    maps_a, maps_b, sizes = split(bottoms, params.margin is not None)
+    count = len(maps_a)
+    named = {f"bottom{i}": shape for i, shape in enumerate(bottoms[: 2 * count])}
+    expect_axes("N C H W", **named)
+    for i, (name, shape) in enumerate(named.items()):
+        other, base = f"bottom{i % count}", f"bottom{i - i % count}"
+        if shape[1] != named[other][1]:
+            raise BlobError(f"channels differ: {{{other}}}, {{{name}}}", **named)
+        if shape[0] != maps_a[0][0]:
+            raise BlobError(f"batch sizes differ: {{bottom0}}, {{{name}}}", **named)
+        if 0 in shape[2:] and 0 not in named[base][2:]:
+            raise BlobError(f"{{{name}}} has no cells for those of {{{base}}}", **named)
+    expect_sizes(**{f"bottom{2 * count + i}": shape for i, shape in enumerate(sizes)})
+    return ((maps_a[0][0], *maps_a[0][2:], *maps_b[0][2:]),)
+
+
+class Axis(NamedTuple):
+    """Along an axis, base cell i is ``1 - t[i]`` of a map's cell ``low[i]``, ``t[i]`` of the next."""
+
+    count: int
+    low: np.ndarray
+    t: np.ndarray
+
+    @classmethod
+    def of(cls, count: int, base: int, kept: slice) -> Axis:
+        """For the cells of a base of ``base`` that are kept, of a map of ``count``."""
+        at = np.arange(base)[kept] * ((count - 1) / max(base - 1, 1))
+        low = np.clip(np.floor(at), 0, max(count - 2, 0)).astype(np.int64)
+        return cls(count, low, at - low)
+
+    def matrix(self, first: np.ndarray, second: np.ndarray, like: Tensor) -> Tensor:
+        """``[kept, count]`` with ``first`` at the lower cell and ``second`` at the next."""
+        found, rows = np.zeros((len(self.low), self.count + 1)), np.arange(len(self.low))
+        found[rows, self.low], found[rows, self.low + 1] = first, second
+        return torch.from_numpy(found[:, : self.count]).to(like)
+
+    def up(self, like: Tensor) -> Tensor:
+        """U."""
+        return self.matrix(1 - self.t, self.t, like)
+
+    def squares(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """What products of a cell with itself ``[kept, count]``, and with the next one
+        ``[kept, count - 1]``, count in a squared length."""
+        crossed = self.matrix(2 * self.t * (1 - self.t), 0 * self.t, like)
+        return self.matrix((1 - self.t) ** 2, self.t**2, like), crossed[:, : self.count - 1]
+
+
+class Square(NamedTuple):
+    """Squared lengths of a map's upsampled cells: sums of products of cells with their neighbours."""
+
+    terms: list[tuple[tuple[slice, slice], tuple[slice, slice], Tensor, Tensor]]
+
+    @classmethod
+    def of(cls, x: Tensor, base: Shape, kept: Sequence[slice]) -> Square:
+        """For a map ``[N, C, h, w]`` on the kept cells of a base (rows, columns)."""
+        axes = (Axis.of(*each) for each in zip(x.shape[2:], base, kept, strict=True))
+        (down, below), (across, beside) = (axis.squares(x) for axis in axes)
+        every, first, last = slice(None), slice(0, -1), slice(1, None)
+        terms = [((every, every), (every, every), down, across)]
+        if x.shape[2:] != tuple(base):
+            terms += [
+                ((every, first), (every, last), down, beside),
+                ((first, every), (last, every), below, across),
+                ((first, first), (last, last), below / 2, beside),
+                ((first, last), (last, first), below / 2, beside),
+            ]
+        return cls(terms)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``[N, rows, columns]``."""
+        return sum(
+            down @ (x[..., *one] * x[..., *other]).sum(1) @ across.mT
+            for one, other, down, across in self.terms
+        )
+
+    def backward(self, gradient: Tensor, x: Tensor, into: Tensor) -> None:
+        """Adds to the map's gradient that of its squared lengths."""
+        for one, other, down, across in self.terms:
+            weight = (down.mT @ gradient @ across)[:, None]
+            into[..., *one] += weight * x[..., *other]
+            into[..., *other] += weight * x[..., *one]
+
+
+def squared_lengths(maps: Sequence[Tensor], kept: Sequence[slice]) -> Tensor:
+    """|f|^2 ``[N, rows, columns]`` of the kept hyperpixels of an image's maps, the base first."""
+    base = maps[0].shape[2:]
+    return sum(Square.of(x, base, kept)(x) for x in maps)
+
+
+class Upsampling(NamedTuple):
+    """U of a map of A and of one of B, along rows and columns, of the kept cells."""
+
+    down_a: Tensor
+    across_a: Tensor
+    down_b: Tensor
+    across_b: Tensor
+
+    @classmethod
+    def of(cls, sizes: Shape, grid: Shape, kept: Kept, like: Tensor) -> Upsampling:
+        """From maps of (h, w, h', w') to a grid (H, W, H', W')."""
+        return cls(*(Axis.of(*each).up(like) for each in zip(sizes, grid, kept, strict=True)))
+
+    def columns(self, product: Tensor) -> Tensor:
+        """A product ``[N, h, w, h', w']`` upsampled but for A's rows: ``[N, h, W H' W']``."""
+        found = (self.down_b @ (product @ self.across_b.mT)).flatten(3)
+        return (self.across_a @ found).flatten(2)
+
+    def transposed(self, gradient: Tensor) -> Tensor:
+        """The product's gradient ``[N, h, w, h', w']`` of that of the kept ``[N, H, W, H', W']``."""
+        columns, *cells = gradient.shape[2:]
+        found = (self.down_a.mT @ gradient.flatten(2)).unflatten(2, (columns, math.prod(cells)))
+        return self.down_b.mT @ (self.across_a.mT @ found).unflatten(3, cells) @ self.across_b
+
+
+Add = Callable[[slice, Tensor], None]
+
+
+def added(product: Tensor, grid: Shape, kept: Kept) -> Add:
+    """Adds some rows of a product ``[N, h, w, h', w']``, upsampled to the kept cells of a grid, to a
+    numerator ``[N, rows, W H' W']``."""
+    up = Upsampling.of(product.shape[1:], grid, kept, product)
+    columns = up.columns(product)
+
+    def add(rows: slice, numerator: Tensor) -> None:
+        part = up.down_a[rows]
+        used = part.any(0).nonzero()[:, 0].tolist()
+        near = slice(used[0], used[-1] + 1) if used else slice(0)
+        numerator.baddbmm_(part[:, near].expand(len(columns), -1, -1), columns[:, near])
+
+    return add
+
+
+def cosines(
+    terms: Sequence[Add], lengths_a: Tensor, lengths_b: Tensor, eps: float
+) -> Iterator[tuple[slice, Tensor]]:
+    """Some rows of A after the other, and the rectified cosines ``[N, rows, W, H', W']`` of theirs.
+
+    ``terms`` add up to the numerator; the squared lengths are ``[N, H, W]`` and ``[N, H', W']``.
+    """
+    n, height, width = lengths_a.shape
+    one, other = (1 / x.sqrt().clamp(min=eps) for x in (lengths_a, lengths_b))
+    matches = width * math.prod(other.shape[1:])  # of a row of A
+    step = max(ROWS // max(n * matches, 1), 1)
+    for first in range(0, height, step):
+        rows = slice(first, min(first + step, height))
+        numerator = other.new_zeros(n, rows.stop - first, matches)
+        for add in terms:
+            add(rows, numerator)
+        cosine = numerator.unflatten(2, (width, *other.shape[1:]))
+        cosine.mul_(one[:, rows, :, None, None]).mul_(other[:, None, None]).clamp_(min=0)
+        yield rows, cosine
+
+
+class Group(NamedTuple):
+    """The maps of one size: of A ``[N, C, h, w]``, of B ``[N, C, h', w']``, and which they are."""
+
+    a: Tensor
+    b: Tensor
+    members: tuple[int, ...]
+
+    @property
+    def sizes(self) -> Shape:
+        return (*self.a.shape[2:], *self.b.shape[2:])
+
+
+def groups(maps_a: Sequence[Tensor], maps_b: Sequence[Tensor]) -> list[Group]:
+    """Maps of one size put together, in float32 or wider, the base's first."""
+    found: dict[Shape, list[int]] = {}
+    for i, (a, b) in enumerate(zip(maps_a, maps_b, strict=True)):
+        found.setdefault((*a.shape[2:], *b.shape[2:]), []).append(i)
+    wide = _wide(maps_a[0])
+    return [
+        Group(
+            *(_joined([maps[i].to(wide) for i in members]) for maps in (maps_a, maps_b)), tuple(members)
+        )
+        for members in found.values()
+    ]
+
+
+def _joined(maps: list[Tensor]) -> Tensor:
+    return maps[0] if len(maps) == 1 else torch.cat(maps, 1)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """``[N, h, w, h', w']``: F^T F' of maps ``[N, C, h, w]`` and ``[N, C, h', w']``."""
+    found = a.flatten(2).mT @ b.flatten(2)
+    return found.view(len(a), *a.shape[2:], *b.shape[2:])
+
+
+def forward(
+    maps_a: Sequence[Tensor], maps_b: Sequence[Tensor], kept: Kept, params: Params, learns: bool = True
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """The top; if it is to learn, the kept rectified cosines ``[N, P, Q]``; the squared lengths of both
+    images' kept hyperpixels. All but the top float32 or wider."""
+    base, *others = groups(maps_a, maps_b)
+    lengths = [squared_lengths(maps, part) for maps, part in _sides(maps_a, maps_b, kept)]
+    terms = [_base_term(base, kept), *(added(product(x.a, x.b), base.sizes, kept) for x in others)]
+    top = maps_a[0].new_zeros(len(base.a), *base.sizes)
+    cosine = base.a.new_empty(_kept_shape(kept, len(base.a))) if learns else None
+    into = top[:, *kept]
+    for rows, found in cosines(terms, *lengths, params.eps):
+        if cosine is not None:
+            cosine[:, rows] = found
+        into[:, rows] = found if params.exponent == 1 else found.pow_(params.exponent)
+    return top, cosine, *lengths
+
+
+def _base_term(base: Group, kept: Kept) -> Add:
+    """Products of features of the base's size, some rows at a time."""
+    a, b = base.a[..., *kept[:2]], base.b[..., *kept[2:]].flatten(2)
+
+    def add(rows: slice, numerator: Tensor) -> None:
+        some = a[:, :, rows].flatten(2).mT
+        numerator.view(len(a), some.shape[1], b.shape[2]).baddbmm_(some, b)
+
+    return add
+
+
+def _sides(
+    maps_a: Sequence[Tensor], maps_b: Sequence[Tensor], kept: Kept
+) -> Iterator[tuple[list[Tensor], tuple[slice, slice]]]:
+    wide = _wide(maps_a[0])
+    for maps, part in ((maps_a, kept[:2]), (maps_b, kept[2:])):
+        yield [x.to(wide) for x in maps], part
+
+
+def backward(
+    top_gradient: Tensor,
+    maps_a: Sequence[Tensor],
+    maps_b: Sequence[Tensor],
+    cosine: Tensor,
+    lengths_a: Tensor,
+    lengths_b: Tensor,
+    kept: Kept,
+    params: Params,
+) -> list[Tensor]:
+    """The gradients of the maps of A, then of B."""
+    slope = top_gradient[:, *kept].to(cosine.dtype) * (cosine > 0)
+    if params.exponent != 1:
+        slope = slope.mul_(cosine ** (params.exponent - 1)).mul_(params.exponent)
+    along = slope * cosine
+    own = [-along.sum((3, 4)), -along.sum((1, 2))]
+    for i, squared in enumerate((lengths_a, lengths_b)):
+        length = squared.sqrt()
+        inverse = 1 / length.clamp(min=params.eps)
+        own[i] = (own[i] / 2 / squared).masked_fill_(length <= params.eps, 0)
+        slope *= inverse[..., None, None] if i == 0 else inverse[:, None, None]
+    return _to_maps(slope, own, maps_a, maps_b, kept)
+
+
+def _to_maps(
+    numerator: Tensor,
+    lengths: Sequence[Tensor],
+    maps_a: Sequence[Tensor],
+    maps_b: Sequence[Tensor],
+    kept: Kept,
+) -> list[Tensor]:
+    """The maps' gradients of those of the kept numerators and of the squared lengths."""
+    base, *others = groups(maps_a, maps_b)
+    count = len(maps_a)
+    found: list[Tensor] = [torch.empty(0)] * (2 * count)
+    for group in (base, *others):
+        part = _cut(group, kept) if group is base else group
+        given = numerator if group is base else _up(group, base, kept).transposed(numerator)
+        matches = given.flatten(3).flatten(1, 2)
+        sides = (part.b.flatten(2) @ matches.mT, group.a), (part.a.flatten(2) @ matches, group.b)
+        for side, (gradient, x) in enumerate(sides):
+            whole = _whole(gradient, x, kept[2 * side :][:2]) if group is base else gradient.view_as(x)
+            size = (base.a, base.b)[side].shape[2:]
+            Square.of(x, size, kept[2 * side :][:2]).backward(lengths[side], x, whole)
+            channels = [maps_a[i].shape[1] for i in group.members]
+            for i, piece in zip(group.members, whole.split(channels, 1), strict=True):
+                found[side * count + i] = piece.to(maps_a[0].dtype)
+    return found
+
+
+def _up(group: Group, base: Group, kept: Kept) -> Upsampling:
+    return Upsampling.of(group.sizes, base.sizes, kept, base.a)
+
+
+def _cut(base: Group, kept: Kept) -> Group:
+    return base._replace(a=base.a[..., *kept[:2]], b=base.b[..., *kept[2:]])
+
+
+def _whole(gradient: Tensor, x: Tensor, kept: Sequence[slice]) -> Tensor:
+    found = torch.zeros_like(x, memory_format=torch.contiguous_format)
+    part = found[..., *kept]
+    part.copy_(gradient.view_as(part))
+    return found
+
+
+def _kept_shape(kept: Kept, n: int) -> Shape:
+    return (n, *(part.stop - part.start for part in kept))
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+class Function(torch.autograd.Function):
+    @staticmethod
+    def forward(kept: Kept, params: Params, learns: bool, *maps: Tensor) -> tuple[Tensor | None, ...]:
+        half = len(maps) // 2
+        return forward(maps[:half], maps[half:], kept, params, learns)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+        ctx.kept, ctx.params, _, *maps = inputs
+        _, *saved = output
+        ctx.mark_non_differentiable(*(x for x in saved if x is not None))
+        ctx.save_for_backward(*saved, *maps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, top_gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        cosine, lengths_a, lengths_b, *maps = ctx.saved_tensors
+        half = len(maps) // 2
+        saved = maps[:half], maps[half:], cosine, lengths_a, lengths_b, ctx.kept, ctx.params
+        return None, None, None, *backward(top_gradient, *saved)
+
+
+def hyperpixel_correlation(
+    maps_a: Sequence[Tensor],
+    maps_b: Sequence[Tensor],
+    size_a: Sequence[float] | Tensor | None = None,
+    size_b: Sequence[float] | Tensor | None = None,
+    exponent: float = 3.0,
+    jump: float = 4.0,
+    receptive_field: int = 27,
+    margin: float | None = None,
+    weights: Sequence[Tensor] | None = None,
+    eps: float = 1e-12,
+) -> Tensor:
+    """``max(0, cos)^exponent`` ``[N, H, W, H', W']`` of all hyperpixels of two images.
+
+    ``maps_a`` are the maps ``[N, C_l, H_l, W_l]`` of one image, the base first, ``maps_b`` those of the
+    other; ``weights`` ``[C_l]`` multiply their channels. ``size_a``, ``size_b`` are the images'
+    (height, width) in pixels, or the images, which a ``margin`` (pixels) needs: cells lie ``jump``
+    apart, and those whose box of the ``receptive_field`` lies further out get 0. Raises ``BlobError``
+    for shapes that do not fit, ``TypeError`` unless all maps are of one floating type on one device,
+    ``ValueError`` for a parameter out of range. Source: Hyperpixel Flow, Eqs. 1, 4.
+    """
+    params = valid(Params(jump, receptive_field, margin, exponent, eps, weights is not None))
+    sizes = [size for size in (size_a, size_b) if size is not None]
+    if margin is not None and len(sizes) < 2:
+        raise TypeError("hyperpixel_correlation: a margin needs size_a and size_b")
+    return _correlate(params, maps_a, maps_b, sizes if margin is not None else (), weights or ())
+
+
+def _correlate(
+    params: Params,
+    maps_a: Sequence[Tensor],
+    maps_b: Sequence[Tensor],
+    sizes: Sequence[Sequence[float] | Tensor],
+    weights: Sequence[Tensor],
+) -> Tensor:
+    form = "hyperpixel_correlation"
+    if len(maps_a) != len(maps_b):
+        raise BlobError(f"expected as many maps of B as of A, got {len(maps_a)} and {len(maps_b)}")
+    maps = {f"bottom{i}": x for i, x in enumerate((*maps_a, *maps_b))}
+    names = ("size_a", "size_b")[: len(sizes)]
+    given = [shape_of(form, name, size) for name, size in zip(names, sizes, strict=True)]
+    ((_, *grid),) = infer(params, *shapes(form, **maps).values(), *given)
+    expect_floating(**maps)
+    if len(weights) not in (0, len(maps_a)):
+        raise BlobError(f"expected weights for each of {len(maps_a)} maps, got {len(weights)}")
+    if weights:
+        scale = [x[:, None, None] for x in weights] * 2
+        maps = {name: x * s for (name, x), s in zip(maps.items(), scale, strict=True)}
+    lengths = [size_of(name, size) for name, size in zip(names, sizes, strict=True)] or [(0, 0)] * 2
+    kept = (*params.grid(grid[:2], lengths[0]), *params.grid(grid[2:], lengths[1]))
+    learns = torch.is_grad_enabled() and any(x.requires_grad for x in maps.values())
+    top: Tensor = autocast.apply(Function, kept, params, learns, *maps.values())[0]
+    return top
+
+
+@register("HyperpixelCorrelation", bottoms=(2, None), tops=1)
+class HyperpixelCorrelation(Layer):
+    Params = Params
+    maps = False
+    infer = staticmethod(infer)
+
+    def __init__(
+        self,
+        params: Any = None,
+        bottom_shapes: tuple[Shape, ...] = (),
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(params, bottom_shapes, generator)
+        if self.params.channel_weights:
+            first, _, _ = split(bottom_shapes, self.params.margin is not None)
+            self.blob_names = tuple(f"weight{i}" for i in range(len(first)))
+            for name, shape in zip(self.blob_names, first, strict=True):
+                setattr(self, name, parameter(shape[1:2], self.params.filler, generator))
+
+    def forward(self, *bottoms: Tensor) -> Tensor:
+        maps_a, maps_b, sizes = split(bottoms, self.params.margin is not None)
+        return _correlate(self.params, maps_a, maps_b, sizes, self.blobs)
+
+    @classmethod
+    def multiply_adds(
+        cls, params: Any, bottoms: Sequence[Shape], tops: Sequence[Shape], blobs: Sequence[Shape]
+    ) -> int | None:
+        maps_a, maps_b, _ = split(bottoms, params.margin is not None)
+        pairs = zip(maps_a, maps_b, strict=True)
+        return sum(a[0] * a[1] * math.prod(a[2:]) * math.prod(b[2:]) for a, b in pairs)
+
+    @staticmethod
+    def samples(size: str, rng: np.random.Generator) -> list[Sample]:
+        if size == "paper":  # Table 4's real-time net: res3a, res3d, res4d, res4e, res4f
+            return [_photographs(rng, "900 x 900 cells", (512, 28, 38), (512, 28, 38), 8.0, 43)]
+        if size == "large":  # ResNet-50's best: res2b in place of res3a
+            return [_photographs(rng, "3300 x 3300 cells", (256, 53, 75), (512, 27, 38), 4.0, 27)]
+        small = {"jump": 4.0, "receptive_field": 11, "margin": 2.0}
+        return [
+            _sample(
+                rng,
+                "two sizes",
+                [(2, 4, 3), (3, 2, 2), (1, 2, 2)],
+                [(2, 3, 4), (3, 2, 3), (1, 2, 3)],
+                n=2,
+            ),
+            _sample(rng, "the base alone", [(3, 3, 4)], [(3, 4, 2)], exponent=1.0, n=2, signs=(1, -1)),
+            _sample(
+                rng, "one cell, one row", [(2, 3, 4), (2, 1, 1)], [(2, 1, 3), (2, 2, 1)], exponent=2.0
+            ),
+            _sample(rng, "finer than the base", [(2, 2, 3), (2, 4, 5)], [(2, 3, 1), (2, 5, 3)]),
+            _sample(
+                rng, "one of one size", [(2, 3, 3), (2, 2, 2)], [(2, 2, 2), (2, 2, 2)], exponent=1.5
+            ),
+            _sample(rng, "mostly below eps", [(3, 3, 3), (2, 2, 2)], [(3, 3, 2), (2, 2, 1)], eps=4.0),
+            _sample(
+                rng, "a margin", [(2, 5, 6), (2, 3, 3)], [(2, 6, 5), (2, 3, 3)], images=True, **small
+            ),
+            _sample(
+                rng, "weights", [(3, 3, 2), (2, 2, 2)], [(3, 2, 3), (2, 2, 2)], channel_weights=True
+            ),
+        ]
+
+
+def _photographs(
+    rng: np.random.Generator,
+    name: str,
+    base: Shape,
+    second: Shape,
+    jump: float,
+    receptive_field: int,
+) -> Sample:
+    """Two images of 300 x 212 pixels, by five maps of a ResNet-50."""
+    cells = {"jump": jump, "receptive_field": receptive_field, "margin": jump}
+    maps: list[Shape] = [base, second, *[(1024, 14, 19)] * 3]
+    return _sample(rng, name, maps, maps, images=(212, 300), **cells)
+
+
+def _sample(
+    rng: np.random.Generator,
+    name: str,
+    maps_a: list[Shape],
+    maps_b: list[Shape],
+    n: int = 1,
+    signs: tuple[int, ...] = (),
+    images: bool | tuple[int, int] = False,
+    **options: Any,
+) -> Sample:
+    """Maps of any sign, or with ``signs`` positive ones, those of B times one for each item."""
+    params = Params(**options)
+    maps = [normal(rng, (n, *shape)) for shape in (*maps_a, *maps_b)]
+    if signs:
+        sign = torch.tensor(signs)[:, None, None, None]
+        maps = [x.abs() * sign ** int(i >= len(maps_a)) for i, x in enumerate(maps)]
+    sizes = (images, images) if isinstance(images, tuple) else ((16, 20), (20, 16))
+    last = [torch.zeros(1, 1, *size, dtype=torch.float64) for size in sizes] if images else []
+    return Sample(params, (*maps, *last), tuple(range(len(maps))), name=name)

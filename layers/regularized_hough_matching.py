@@ -1,0 +1,363 @@
+"""RegularizedHoughMatching: matches of cells whose offset many others share score higher.
+
+Hyperpixel Flow, Eq. 3, of a match of cell p of image A's grid with cell p' of image B's. Every match
+votes with its similarity s for the bin h of its offset, the bins are smoothed, and
+
+    c(p, p') = s(p, p') V(h(p, p')),    V = gaussian * H,    H(b) = sum of s over the matches of bin b
+
+which is the paper's sum over all offsets x, read at the match's own bin.
+
+Bottoms: ``similarity`` ``[N, H, W, H', W']``, any floating type; ``size_a`` and ``size_b``, each an
+image ``[N, C, h, w]``, of which only the shape is read, or two values (height, width). Top: the
+confidence, of the similarity's shape and type. Cells that the margin leaves out (``_runtime/cells.py``)
+neither vote nor match: they get 0, and no gradient.
+
+**Bins.** W and W' being the images' widths, H and H' their heights, in pixels,
+cell = sqrt((W + W') (H + H') / ``cells``). The offset of a match along x is vx = W - x(p) + x'(p'), its
+bin vx / cell, in float32, without the fraction; there are (W + W') / cell + 1 of them, the last one
+taking what lies beyond, the first what lies before. Likewise along y. The Gaussian has ``kernel_size``
+bins along each axis and the deviation ``sigma``; its weights sum to 1, and beyond the bins lie zeros.
+
+A bin along x depends on the difference of two columns alone, along y of two rows: all matches of one
+displacement are added up first, and what follows is done to those sums, a few thousand numbers. With D
+the sums by displacement, V = M_y D M_x, whose M = B^T K B bins, smooths and looks up; it is symmetric.
+
+Backward, g the top's gradient: the similarity gets g V + M_y D(g s) M_x. Sums are in float64.
+
+In float32 the least to move are 12 bytes a match forward (the similarity twice, the top) and 16
+backward (the top's gradient twice, similarity, gradient): 131 and 174 MB for 3,300 cells a side.
+
+Source: Hyperpixel Flow, section 3.2; the bins and the Gaussian are the released code's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ._runtime import autocast, cuda
+from ._runtime.cells import CellParams, Size
+from ._runtime.checks import BlobError, Shape, expect_axes, expect_floating, shapes
+from ._runtime.dispatch import use_cuda
+from ._runtime.layer import Layer
+from ._runtime.params import param, valid
+from ._runtime.registry import register
+from ._runtime.samples import Sample
+from ._runtime.sizes import expect_sizes, shape_of, size_of
+
+SIGMA = 7 / 2 / 2.354  # half of the kernel is the width at half height
+
+
+@dataclass(frozen=True)
+class Params(CellParams):
+    cells: float = param(8192.0, above=0, doc="of the space of offsets")
+    sigma: float = param(SIGMA, above=0, unit="bins", doc="the Gaussian's deviation")
+    kernel_size: int = param(7, low=1, unit="bins", doc="of the Gaussian, odd; 1 smooths nothing")
+
+    def __post_init__(self) -> None:
+        if self.kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, got {self.kernel_size}")
+
+
+def infer(params: Params, similarity: Shape, size_a: Shape, size_b: Shape) -> tuple[Shape]:
+    """The similarity's shape; raises :class:`BlobError` for bottoms that do not fit."""
+    expect_axes("N H W H' W'", similarity=similarity)
+    expect_sizes(size_a=size_a, size_b=size_b)
+    for name, shape in (("size_a", size_a), ("size_b", size_b)):
+        if len(shape) == 4 and shape[0] not in (1, similarity[0]):
+            text = f"expected {{{name}}} to be an image for each of {{similarity}}"
+            raise BlobError(text, similarity=similarity, **{name: shape})
+    return (similarity,)
+
+
+class Space(NamedTuple):
+    """The matches that take part, and how sums by displacement become votes: M along y and along x."""
+
+    kept: tuple[slice, slice, slice, slice]
+    down: Tensor
+    across: Tensor
+
+    def votes(self, sums: Tensor) -> Tensor:
+        """V at each displacement ``[N, DY, DX]``, of the sums D; its own transpose."""
+        return self.down @ sums @ self.across
+
+    @classmethod
+    def of(cls, params: Params, grid: Shape, size_a: Size, size_b: Size) -> Space:
+        """For a grid [H, W, H', W'] over images of (height, width)."""
+        kept = (*params.grid(grid[:2], size_a), *params.grid(grid[2:], size_b))
+        total = [a + b for a, b in zip(size_a, size_b, strict=True)]
+        cell = math.sqrt(total[0] * total[1] / params.cells)
+        down, across = (
+            torch.from_numpy(_operator(params, a, b, length, span, cell))
+            for a, b, length, span in zip(kept[:2], kept[2:], size_a, total, strict=True)
+        )
+        return cls(kept, down, across)
+
+
+def _operator(
+    params: Params, cells_a: slice, cells_b: slice, length: float, span: float, cell: float
+) -> np.ndarray:
+    """M ``[D, D]`` along an axis, float64: symmetric, from one displacement's sum to another's vote."""
+    first, end = cells_b.start - (cells_a.stop - 1), cells_b.stop - cells_a.start
+    offset = np.float32(length) + np.float32(params.jump) * np.arange(first, end, dtype=np.float32)
+    count = int(span / cell) + 1
+    bins = np.clip((offset / np.float32(cell)).astype(np.int64), 0, count - 1)
+    away = np.abs(bins[:, None] - bins)
+    steps = np.arange(-(params.kernel_size // 2), params.kernel_size // 2 + 1)
+    weight = np.exp(-((away / params.sigma) ** 2) / 2)
+    weight /= np.exp(-((steps / params.sigma) ** 2) / 2).sum()
+    return np.where(away <= params.kernel_size // 2, weight, 0)
+
+
+def displacement_sums(weight: Callable[[int], Tensor], grid: Shape) -> Tensor:
+    """Matches added up by displacement, ``[N, H + H' - 1, W + W' - 1]`` in float64.
+
+    ``weight(c)`` are those of column c of A ``[N, H, H', W']``; ``grid`` is [N, H, W, H', W']. The
+    match of (r, c) with (r', c') counts at (r' - r + H - 1, c' - c + W - 1).
+    """
+    n, rows, columns, down, across = grid
+    first = weight(0) if columns else torch.zeros(n, rows, down, across)
+    sheared = first.new_zeros(n, rows, down, max(columns + across - 1, 0), dtype=torch.float64)
+    for c in range(columns):
+        sheared[..., columns - 1 - c :][..., :across] += weight(c)
+    sums = sheared.new_zeros(n, max(rows + down - 1, 0), sheared.shape[-1])
+    for r in range(rows):
+        sums[:, rows - 1 - r :][:, :down] += sheared[:, r]
+    return sums
+
+
+def looked_up(votes: Tensor, grid: Shape) -> Callable[[int], Tensor]:
+    """The votes ``[N, DY, DX]`` of the matches of a column of A: the transpose of displacement_sums."""
+    _, rows, columns, down, across = grid
+    if not rows or not columns:
+        return lambda c: votes
+    sheared = torch.stack([votes[:, rows - 1 - r :][:, :down] for r in range(rows)], 1)
+    return lambda c: sheared[..., columns - 1 - c :][..., :across]
+
+
+def forward(similarity: Tensor, space: Space) -> tuple[Tensor, Tensor]:
+    """The confidence, and the votes by displacement ``[N, DY, DX]``, float32 or wider."""
+    part = similarity[:, *space.kept]
+    sums = displacement_sums(lambda c: part[:, :, c], part.shape)
+    votes = space.votes(sums).to(_wide(similarity))
+    top = torch.zeros_like(similarity, memory_format=torch.contiguous_format)
+    found, into = looked_up(votes, part.shape), top[:, *space.kept]
+    for c in range(part.shape[2]):
+        torch.mul(part[:, :, c], found(c), out=into[:, :, c])
+    return top, votes
+
+
+def backward(top_gradient: Tensor, similarity: Tensor, votes: Tensor, space: Space) -> Tensor:
+    """The similarity's gradient."""
+    part, given = similarity[:, *space.kept], top_gradient[:, *space.kept]
+    wide = votes.dtype
+    sums = displacement_sums(lambda c: given[:, :, c].to(wide) * part[:, :, c], part.shape)
+    direct = looked_up(votes, part.shape)
+    indirect = looked_up(space.votes(sums).to(wide), part.shape)
+    gradient = torch.zeros_like(similarity, memory_format=torch.contiguous_format)
+    into = gradient[:, *space.kept]
+    for c in range(part.shape[2]):
+        into[:, :, c] = torch.addcmul(indirect(c), given[:, :, c].to(wide), direct(c))
+    return gradient
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+kernels = cuda.Kernels(__file__)
+PIECES = 8  # of A's rows, at most, each with sums of its own
+
+
+def forward_cuda(similarity: Tensor, space: Space) -> tuple[Tensor, Tensor]:
+    similarity = similarity.contiguous()
+    votes = space.votes(_sums_cuda(similarity, None, space)).to(_wide(similarity))
+    top = torch.empty_like(similarity)
+    _launch("regularized_hough_matching_forward", space, similarity=similarity, votes=votes, top=top)
+    return top, votes
+
+
+def backward_cuda(top_gradient: Tensor, similarity: Tensor, votes: Tensor, space: Space) -> Tensor:
+    top_gradient, similarity = top_gradient.contiguous(), similarity.contiguous()
+    indirect = space.votes(_sums_cuda(top_gradient, similarity, space)).to(votes.dtype)
+    gradient = torch.empty_like(similarity)
+    _launch(
+        "regularized_hough_matching_backward",
+        space,
+        top_gradient=top_gradient,
+        votes=votes,
+        indirect=indirect,
+        gradient=gradient,
+    )
+    return gradient
+
+
+def _sums_cuda(given: Tensor, times: Tensor | None, space: Space) -> Tensor:
+    """displacement_sums of ``given``, or of it times ``times``, where both take part."""
+    n, (down, across) = len(given), (len(x) for x in (space.down, space.across))
+    pieces = max(min(PIECES, _lengths(space.kept)[0]), 1)
+    partial = given.new_empty(n, pieces, down, across, dtype=torch.float64)
+    threads = cuda.threads(256)
+    kernels.launch(
+        "regularized_hough_matching_sums",
+        given=given,
+        times=times,
+        partial=partial,
+        pieces=pieces,
+        down=down,
+        across=across,
+        grid=partial.numel() // max(across, 1) * -(-across // threads),
+        block=threads,
+        **_place(given, space),
+    )
+    return partial.sum(1)
+
+
+def _launch(kernel: str, space: Space, **tensors: Tensor) -> None:
+    """A kernel with a block for each cell of A."""
+    first = next(iter(tensors.values()))
+    cells = math.prod(first.shape[:3]) * min(math.prod(first.shape[3:]), 1)
+    kernels.launch(kernel, **tensors, grid=cells, block=cuda.threads(256), **_place(first, space))
+
+
+def _place(x: Tensor, space: Space) -> dict[str, int]:
+    """The grid [N, H, W, H', W'] and the part of it that counts."""
+    names = ("top_a", "left_a", "top_b", "left_b"), ("kept_h_a", "kept_w_a", "kept_h_b", "kept_w_b")
+    starts = dict(zip(names[0], (part.start for part in space.kept), strict=True))
+    kept = dict(zip(names[1], _lengths(space.kept), strict=True))
+    return dict(zip(("h_a", "w_a", "h_b", "w_b"), x.shape[1:], strict=True)) | starts | kept
+
+
+def _lengths(kept: Sequence[slice]) -> list[int]:
+    return [part.stop - part.start for part in kept]
+
+
+class Function(torch.autograd.Function):
+    @staticmethod
+    def forward(similarity: Tensor, space: Space) -> tuple[Tensor, Tensor]:
+        path = forward_cuda if use_cuda(similarity) else forward
+        return path(similarity, space)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Space], output: tuple[Tensor, Tensor]) -> None:
+        similarity, space = inputs
+        ctx.kept = space.kept
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(similarity, output[1], space.down, space.across)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, top_gradient: Tensor, _: Tensor) -> tuple[Tensor, None]:
+        similarity, votes, down, across = ctx.saved_tensors
+        path = backward_cuda if use_cuda(top_gradient) else backward
+        return path(top_gradient, similarity, votes, Space(ctx.kept, down, across)), None
+
+
+def regularized_hough_matching(
+    similarity: Tensor,
+    size_a: Sequence[float] | Tensor,
+    size_b: Sequence[float] | Tensor,
+    jump: float = 4.0,
+    receptive_field: int = 27,
+    margin: float | None = None,
+    cells: float = 8192.0,
+    sigma: float = SIGMA,
+    kernel_size: int = 7,
+) -> Tensor:
+    """The confidence ``[N, H, W, H', W']`` of a ``similarity`` of that shape, of matches of cells.
+
+    ``size_a``, ``size_b`` are the images' (height, width) in pixels, or the images ``[N, C, h, w]``.
+    Cells lie ``jump`` pixels apart; with a ``margin`` (pixels) those whose box of the
+    ``receptive_field`` lies further out take no part. ``cells``, ``sigma`` and ``kernel_size`` (bins)
+    are the module's. Raises ``BlobError`` for shapes that do not fit, ``TypeError`` for a dtype,
+    ``ValueError`` for a parameter out of range and sizes below a pixel. Source: Hyperpixel Flow, Eq. 3.
+    """
+    params = valid(Params(jump, receptive_field, margin, cells, sigma, kernel_size))
+    return _match(params, similarity, size_a, size_b)
+
+
+def _match(
+    params: Params,
+    similarity: Tensor,
+    size_a: Sequence[float] | Tensor,
+    size_b: Sequence[float] | Tensor,
+) -> Tensor:
+    form = "regularized_hough_matching"
+    sizes = {"size_a": size_a, "size_b": size_b}
+    grid = shapes(form, similarity=similarity)["similarity"]
+    infer(params, grid, **{name: shape_of(form, name, size) for name, size in sizes.items()})
+    expect_floating(similarity=similarity)
+    space = Space.of(params, grid[1:], *(size_of(name, size) for name, size in sizes.items()))
+    space = space._replace(
+        down=space.down.to(similarity.device), across=space.across.to(similarity.device)
+    )
+    top: Tensor = autocast.apply(Function, similarity, space)[0]
+    return top
+
+
+@register("RegularizedHoughMatching", bottoms=3, tops=1)
+class RegularizedHoughMatching(Layer):
+    Params = Params
+    bottom_names = ("similarity", "size_a", "size_b")
+    tables = (1, 2)
+    shared = (1, 2)
+    maps = False
+    infer = staticmethod(infer)
+
+    def forward(self, similarity: Tensor, size_a: Tensor, size_b: Tensor) -> Tensor:
+        return _match(self.params, similarity, size_a, size_b)
+
+    @staticmethod
+    def samples(size: str, rng: np.random.Generator) -> list[Sample]:
+        if size == "paper":  # a real-time net's cells, and those of the others at 200 x 150 pixels
+            return [
+                _sample(rng, "900 x 900 cells", (1, 28, 37, 28, 37), (225, 300), (225, 300), **FAST)
+            ]
+        if size == "large":
+            return [
+                _sample(rng, "3300 x 3300 cells", (1, 53, 75, 53, 75), (212, 300), (212, 300), **BASE)
+            ]
+        return [
+            _sample(rng, "every cell", (2, 3, 4, 4, 3), (11, 15), (15, 11), cells=40.0),
+            _sample(rng, "a margin", (1, 5, 6, 6, 5), (16, 20), (20, 16), **SMALL, cells=60.0),
+            _sample(rng, "bins of many", (1, 4, 4, 3, 5), (16, 16), (12, 20), cells=4.0),
+            _sample(rng, "not smoothed", (1, 3, 4, 4, 3), (12, 16), (16, 12), kernel_size=1),
+            _sample(
+                rng,
+                "a margin that leaves nothing",
+                (1, 3, 3, 3, 3),
+                (12, 12),
+                (12, 12),
+                False,
+                margin=0.0,
+            ),
+            _sample(rng, "cells outside", (1, 3, 7, 4, 6), (5, 9), (5, 30), cells=30.0, jump=2.5),
+            _sample(rng, "strips of columns", (1, 1, 36, 1, 34), (4, 144), (4, 136), False),
+            _sample(rng, "pieces of rows", (1, 11, 2, 9, 2), (44, 8), (36, 8), cells=100.0, sigma=0.8),
+        ]
+
+
+BASE: dict[str, Any] = {"jump": 4.0, "receptive_field": 27, "margin": 4.0}
+FAST: dict[str, Any] = {"jump": 8.0, "receptive_field": 43, "margin": 8.0}
+SMALL: dict[str, Any] = {"jump": 4.0, "receptive_field": 11, "margin": 2.0}
+
+
+def _sample(
+    rng: np.random.Generator,
+    name: str,
+    grid: Shape,
+    size_a: tuple[int, int],
+    size_b: tuple[int, int],
+    check: bool = True,
+    **options: Any,
+) -> Sample:
+    similarity = torch.from_numpy(rng.random(grid) ** 3)
+    images = (torch.zeros(1, 1, *size, dtype=torch.float64) for size in (size_a, size_b))
+    return Sample(Params(**options), (similarity, *images), name=name, check_gradient=check)
