@@ -16,11 +16,15 @@ __all__ = [
     "extract_feature",
     "hard_negative_mining",
     "hough_voting",
+    "hyperpixel_correlation",
+    "hyperpixel_flow",
+    "keypoint_transfer",
     "knn",
     "rectified_cosine",
     "region_flow",
     "region_hinge_loss",
     "region_pair_sampling",
+    "regularized_hough_matching",
     "roi_pooling",
 ]
 

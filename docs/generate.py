@@ -18,12 +18,17 @@ from typing import Any
 
 import command_page
 import layer_pages
+from cortado.layers._runtime.keypoint_pairs import readers
 from cortado.layers._runtime.registry import Entry
 from cortado.tools.gradcheck import check_layer
 from rst import Table, heading, table, tables
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
+DATA_SETS = """\
+Benchmarks of semantic correspondence, by the names that the layer KeypointPairs and the commands take,
+each in the layout that its authors publish.
+"""
 CHECKER = ["tools/gradcheck.py", "tools/differences.py", "tools/subjects.py"]
 
 
@@ -47,8 +52,17 @@ def pages(known: layer_pages.Figures) -> dict[str, str]:
     return made | {
         "layers/index.rst": layer_pages.index(),
         "commands.rst": command_page.page(),
+        "data_sets.rst": data_sets(),
         "faithfulness.rst": faithfulness(known.faithfulness),
     }
+
+
+def data_sets() -> str:
+    """What the readers of the data sets read: their files' docstrings."""
+    parts = [heading("Data sets", "="), DATA_SETS]
+    for name, opened in readers().items():
+        parts += [heading(f"{name}:DIR"), inspect.getdoc(inspect.getmodule(opened)) or "", ""]
+    return "\n".join(parts)
 
 
 def faithfulness(rows: Table) -> str:

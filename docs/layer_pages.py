@@ -39,6 +39,7 @@ EXAMPLES = {  # of layers without samples that no shipped spec has
     "HDF5Data": "source: train_files.txt, batch_size: 64",
     "HDF5Output": "file_name: features.h5",
     "ImageData": "source: train_images.txt, batch_size: 64",
+    "KeypointPairs": "source: 'pf-willow:DIR', longer_side: 300",
     "MemoryData": "batch_size: 8, channels: 3, height: 32, width: 32",
     "MIoU": "largest_k: 100",
     "PCK": "threshold: [5, 10]",

@@ -52,7 +52,7 @@ from torch.autograd.function import once_differentiable
 
 from ._runtime import autocast
 from ._runtime.cells import CellParams
-from ._runtime.checks import BlobError, Shape, expect_axes, expect_floating, shapes
+from ._runtime.checks import BlobError, Shape, expect_axes, expect_floating, kind_of, shapes
 from ._runtime.fillers import FillerParams, parameter
 from ._runtime.layer import Layer
 from ._runtime.params import param, valid
@@ -204,13 +204,12 @@ def added(product: Tensor, grid: Shape, kept: Kept) -> Add:
     """Adds some rows of a product ``[N, h, w, h', w']``, upsampled to the kept cells of a grid, to a
     numerator ``[N, rows, W H' W']``."""
     up = Upsampling.of(product.shape[1:], grid, kept, product)
-    columns = up.columns(product)
+    columns, low = up.columns(product), Axis.of(product.shape[1], grid[0], kept[0]).low
 
     def add(rows: slice, numerator: Tensor) -> None:
-        part = up.down_a[rows]
-        used = part.any(0).nonzero()[:, 0].tolist()
-        near = slice(used[0], used[-1] + 1) if used else slice(0)
-        numerator.baddbmm_(part[:, near].expand(len(columns), -1, -1), columns[:, near])
+        near = slice(low[rows.start], low[rows.stop - 1] + 2)
+        part = up.down_a[rows, near].expand(len(columns), -1, -1)
+        numerator.baddbmm_(part, columns[:, near])
 
     return add
 
@@ -426,36 +425,37 @@ def hyperpixel_correlation(
     ``ValueError`` for a parameter out of range. Source: Hyperpixel Flow, Eqs. 1, 4.
     """
     params = valid(Params(jump, receptive_field, margin, exponent, eps, weights is not None))
-    sizes = [size for size in (size_a, size_b) if size is not None]
-    if margin is not None and len(sizes) < 2:
-        raise TypeError("hyperpixel_correlation: a margin needs size_a and size_b")
-    return _correlate(params, maps_a, maps_b, sizes if margin is not None else (), weights or ())
+    sizes = () if margin is None else (size_a, size_b)
+    return _correlate(params, maps_a, maps_b, sizes, weights or ())
 
 
 def _correlate(
     params: Params,
     maps_a: Sequence[Tensor],
     maps_b: Sequence[Tensor],
-    sizes: Sequence[Sequence[float] | Tensor],
+    sizes: Sequence[Any],
     weights: Sequence[Tensor],
 ) -> Tensor:
     form = "hyperpixel_correlation"
+    for name, maps in (("maps_a", maps_a), ("maps_b", maps_b)):
+        if not isinstance(maps, (list, tuple)):
+            raise TypeError(f"{form}: expected {name} to be a list of tensors, got {kind_of(maps)}")
     if len(maps_a) != len(maps_b):
         raise BlobError(f"expected as many maps of B as of A, got {len(maps_a)} and {len(maps_b)}")
-    maps = {f"bottom{i}": x for i, x in enumerate((*maps_a, *maps_b))}
+    named = {f"bottom{i}": x for i, x in enumerate((*maps_a, *maps_b))}
     names = ("size_a", "size_b")[: len(sizes)]
     given = [shape_of(form, name, size) for name, size in zip(names, sizes, strict=True)]
-    ((_, *grid),) = infer(params, *shapes(form, **maps).values(), *given)
-    expect_floating(**maps)
+    ((_, *grid),) = infer(params, *shapes(form, **named).values(), *given)
+    expect_floating(**named)
     if len(weights) not in (0, len(maps_a)):
         raise BlobError(f"expected weights for each of {len(maps_a)} maps, got {len(weights)}")
     if weights:
         scale = [x[:, None, None] for x in weights] * 2
-        maps = {name: x * s for (name, x), s in zip(maps.items(), scale, strict=True)}
+        named = {name: x * s for (name, x), s in zip(named.items(), scale, strict=True)}
     lengths = [size_of(name, size) for name, size in zip(names, sizes, strict=True)] or [(0, 0)] * 2
     kept = (*params.grid(grid[:2], lengths[0]), *params.grid(grid[2:], lengths[1]))
-    learns = torch.is_grad_enabled() and any(x.requires_grad for x in maps.values())
-    top: Tensor = autocast.apply(Function, kept, params, learns, *maps.values())[0]
+    learns = torch.is_grad_enabled() and any(x.requires_grad for x in named.values())
+    top: Tensor = autocast.apply(Function, kept, params, learns, *named.values())[0]
     return top
 
 

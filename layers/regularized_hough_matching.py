@@ -62,7 +62,7 @@ class Params(CellParams):
     kernel_size: int = param(7, low=1, unit="bins", doc="of the Gaussian, odd; 1 smooths nothing")
 
     def __post_init__(self) -> None:
-        if self.kernel_size % 2 == 0:
+        if isinstance(self.kernel_size, int) and self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {self.kernel_size}")
 
 

@@ -91,6 +91,17 @@ def read_16_bits(file: str | Path) -> Array:
     return samples
 
 
+def image_size(file: str | Path | bytes, what: str = "") -> tuple[int, int]:
+    """(height, width) of the image that :func:`read_image` gives, turned as EXIF says; of a JPEG
+    without decoding it. Raises ValueError as :func:`read_image` does."""
+    with _stream(file, what) as stream:
+        image = _opened(stream)
+        if image.format != "JPEG":  # whose EXIF may stand behind the pixels
+            image.load()
+        turned = _orientation(image.info.get("exif", b"").removeprefix(b"Exif\0\0")) >= 5
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+
 def planes(image: Array) -> Array:
     """An image of :func:`read_image` as Caffe's [C, H, W]: grey, BGR, or BGR and transparency."""
     if image.ndim == 2:

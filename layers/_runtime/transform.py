@@ -24,11 +24,20 @@ class ChannelOrder(Enum):
 
 @dataclass(frozen=True)
 class TransformParams:
-    """What a net wants done to an image: channels, mean, scale, crop, mirror."""
+    """What a net wants done to an image: channels, mean, deviation, scale, crop, mirror.
 
-    scale: float = param(1.0, doc="factor applied after the mean is subtracted")
+    A value x becomes (x - mean) / std_value * scale.
+    """
+
+    scale: float = param(1.0, doc="factor applied last: to what std_value has divided, if it is given")
     mean_value: tuple[float, ...] = param(
         (), unit="grey levels 0..255", doc="one for all channels, or one for each in channel_order"
+    )
+    std_value: tuple[float, ...] = param(
+        (),
+        above=0,
+        unit="grey levels 0..255",
+        doc="divides what the mean leaves; one for all channels, or one for each; Caffe has none",
     )
     channel_order: ChannelOrder = param(ChannelOrder.BGR, doc="order of the blob's channels")
     crop_size: int = param(
@@ -50,6 +59,13 @@ class TransformParams:
         """Number of channels of the blob."""
         return 1 if self.channel_order is ChannelOrder.GRAY else 3
 
+    def expect_values(self, channels: int) -> None:
+        """Raises ValueError where mean_value or std_value are of another number of channels."""
+        for name in ("mean_value", "std_value"):
+            count = len(getattr(self, name))
+            if count not in (0, 1, channels):
+                raise ValueError(f"expected 1 or {channels} {name}, got {count}")
+
 
 def as_rgb(image: np.ndarray) -> np.ndarray:
     """Any image array (grey or RGB or RGBA; uint8, or floating in 0..1) as RGB uint8 [H, W, 3]."""
@@ -64,17 +80,16 @@ def as_rgb(image: np.ndarray) -> np.ndarray:
 
 
 def transform(image: torch.Tensor, params: TransformParams) -> torch.Tensor:
-    """Channels, mean and scale of ``params`` applied to RGB images.
+    """Channels, mean, deviation and scale of ``params`` applied to RGB images.
 
     ``image`` is [..., 3, H, W] with grey levels 0..255; the result is [..., C, H, W] in float32.
     Grey is OpenCV's 0.299 R + 0.587 G + 0.114 B. Crop and mirror belong to the data layer, which
-    knows the coordinates they move. Raises ValueError for a mean of another number of channels, and
-    for a mean_file, which fits images of one size only.
+    knows the coordinates they move. Raises ValueError for a mean or deviation of another number of
+    channels, and for a mean_file, which fits images of one size only.
     """
     if params.mean_file:
         raise ValueError("mean_file is for images of one size: give mean_value here")
-    if len(params.mean_value) not in (0, 1, params.channels):
-        raise ValueError(f"expected 1 or {params.channels} mean_value, got {len(params.mean_value)}")
+    params.expect_values(params.channels)
     image = image.float()
     if params.channel_order is ChannelOrder.BGR:
         image = image.flip(-3)
@@ -83,6 +98,8 @@ def transform(image: torch.Tensor, params: TransformParams) -> torch.Tensor:
         image = (image * weights[:, None, None]).sum(-3, keepdim=True)
     if params.mean_value:
         image = image - torch.tensor(params.mean_value, device=image.device)[:, None, None]
+    if params.std_value:
+        image = image / torch.tensor(params.std_value, device=image.device)[:, None, None]
     return image * params.scale
 
 
@@ -93,7 +110,8 @@ def blob(image: np.ndarray, params: TransformParams) -> torch.Tensor:
 
 
 class Transformer:
-    """What Caffe's data layers do to each image: crop, mirror, (x - mean) * scale.
+    """What Caffe's data layers do to each image: crop, mirror, (x - mean) * scale,
+    and what Caffe has not: a deviation that divides before the scale.
 
     The crop is at random in training and central else; the mirror is a coin's toss in both. The
     mean is that of the crop's own place in ``mean_file``, or one for each channel. Raises ValueError
@@ -122,9 +140,7 @@ class Transformer:
         if self.params.mean_file and self.mean is not None and self.mean.shape != image:
             found = f"{list(self.mean.shape)}, the image {list(image)}"
             raise ValueError(f"{self.params.mean_file}: the mean is {found}")
-        if len(self.params.mean_value) not in (0, 1, channels):
-            count = len(self.params.mean_value)
-            raise ValueError(f"expected 1 or {channels} mean_value, got {count}")
+        self.params.expect_values(channels)
         return (channels, side, side) if side else image
 
     def __call__(self, image: np.ndarray, training: bool, rng: np.random.Generator) -> torch.Tensor:
@@ -137,6 +153,8 @@ class Transformer:
         made = image[part].astype(np.float32)
         if self.mean is not None:
             made -= self.mean[part] if self.params.mean_file else self.mean
+        if self.params.std_value:
+            made /= np.array(self.params.std_value, np.float32).reshape(-1, 1, 1)
         made *= np.float32(self.params.scale)
         return torch.from_numpy(made[:, :, ::-1].copy() if mirrored else made)
 
@@ -147,3 +165,28 @@ def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
     x = torch.from_numpy(image).float()[None]
     made = F.interpolate(x, (height, width), mode="bilinear", align_corners=False)
     return made[0].round().to(torch.uint8).numpy()
+
+
+def limited_size(height: int, width: int, longer_side: int) -> tuple[int, int]:
+    """(height, width) of an image that :func:`limited` gives for one of this size, in whole numbers: no
+    rounding of a ratio takes a pixel off the longer side."""
+    longer = max(height, width)
+    if not 0 < longer_side < longer:
+        return height, width
+    return max(height * longer_side // longer, 1), max(width * longer_side // longer, 1)
+
+
+def limited(image: torch.Tensor, longer_side: int) -> tuple[torch.Tensor, float]:
+    """An image [C, H, W], its longer side at most so many pixels, and the ratio its points scale by.
+
+    A larger one is resized bilinearly at pixel centres (nothing is smoothed before) to (int(H r),
+    int(W r)), r = longer_side / max(H, W); any other, and all with ``longer_side`` 0, is as it is, with
+    r = 1. Integers become float32, not rounded.
+    """
+    image = image if image.is_floating_point() else image.float()
+    height, width = image.shape[1:]
+    size = limited_size(height, width, longer_side)
+    if size == (height, width):
+        return image, 1.0
+    made = F.interpolate(image[None], size, mode="bilinear", align_corners=False)[0]
+    return made, longer_side / max(height, width)

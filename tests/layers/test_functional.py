@@ -31,6 +31,7 @@ MAP, TABLE, SCORES = torch.rand(2, 3, 4, 5), torch.ones(2, 6, 5), torch.rand(2, 
 BOXES_A, BOXES_B = torch.tensor([[0.0, 0, 4, 4], [1, 1, 6, 5]]), torch.tensor([[0.0, 0, 4, 4]] * 3)
 ROIS = torch.tensor([[0.0, 0, 0, 4, 4], [1, 1, 1, 6, 5]])
 COUNTS = torch.tensor([[2], [3]])
+CONFIDENCE = torch.rand(2, 3, 4, 2, 3)
 
 # Of each form what it needs, and all of its tensors that may be left out.
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -52,6 +53,20 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "size_b": (7, 8),
         "votes": 1 - SCORES,
     },
+    "hyperpixel_correlation": {
+        "maps_a": [MAP, MAP[:, :2, :2]],
+        "maps_b": [1 - MAP, MAP[:, :2, 1:3]],
+        "margin": 2.0,
+        "size_a": (16, 20),
+        "size_b": (16, 20),
+    },
+    "hyperpixel_flow": {"confidence": CONFIDENCE, "size_a": (9, 12), "size_b": (5, 9)},
+    "keypoint_transfer": {
+        "confidence": CONFIDENCE,
+        "points": TABLE,
+        "size_a": (9, 12),
+        "size_b": (5, 9),
+    },
     "knn": {
         "query": torch.rand(2, 3, 6),
         "reference": MAP,
@@ -69,6 +84,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     },
     "region_hinge_loss": {"scores": SCORES, "label": torch.ones(2, 3)},
     "region_pair_sampling": {"scores": SCORES, "rois_b": BOXES_B, "truth": BOXES_A},
+    "regularized_hough_matching": {"similarity": CONFIDENCE, "size_a": (9, 12), "size_b": (5, 9)},
     "roi_pooling": {"data": MAP, "rois": ROIS, "pooled_h": 2, "pooled_w": 3},
 }
 SIZES = ("size_a", "size_b")
@@ -151,7 +167,7 @@ class TestNoTensor:
             with pytest.raises((TypeError, ValueError), match=rf"\b{name}\b.*(expected|got) "):
                 call(form, **{name: value})
 
-    @pytest.mark.parametrize("form", ["hough_voting", "region_flow"])
+    @pytest.mark.parametrize("form", [form for form in CF.__all__ if "size_a" in parameters(form)])
     @pytest.mark.parametrize("name", SIZES)
     def test_wrong_sizes(self, form: str, name: str) -> None:
         for value in (None, "ab", 3, ("4", "5"), np.zeros((1, 3, 4, 5))):
@@ -200,6 +216,15 @@ class Without:
             return function(*arguments)
 
 
+def each(change: Callable[[Any], Any], x: Any) -> Any:
+    """A change of an argument, or of each tensor of a list."""
+    return [change(part) for part in x] if isinstance(x, list) else change(x)
+
+
+def learning(x: Any) -> Any:
+    return x.clone().requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
 def outcome(
     layer: Layer, state: dict[str, Tensor], bottoms: list[Tensor], chosen: tuple[int, ...]
 ) -> tuple[list[Any], set[torch.device]]:
@@ -229,13 +254,10 @@ class TestNoValues:
         """Every form on its own, all of its floating tensors with a gradient."""
         without = Without(fake)
         arguments = ARGUMENTS[form]
-        arguments = {
-            name: x.clone().requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x
-            for name, x in arguments.items()
-        }
+        arguments = {name: each(learning, x) for name, x in arguments.items()}
         wanted = call(form, **arguments)
         with without.mode:
-            found = call(form, **{name: without(x) for name, x in arguments.items()})
+            found = call(form, **{name: each(without, x) for name, x in arguments.items()})
         assert facts(found) == facts(wanted)
         assert {x.device for x in tops(found)} == {without.device}
 

@@ -192,7 +192,12 @@ def test_misuse_of_the_function():
     assert str(caught.value) == "expected as many maps of B as of A, got 2 and 1"
     with pytest.raises(TypeError) as wrong:
         hyperpixel_correlation([A], [B], margin=4.0)
-    assert str(wrong.value) == "hyperpixel_correlation: a margin needs size_a and size_b"
+    text = "hyperpixel_correlation: expected size_a to be an image, or its height and width, got None"
+    assert str(wrong.value) == text
+    with pytest.raises(TypeError) as wrong:
+        hyperpixel_correlation(A, [B])
+    text = "hyperpixel_correlation: expected maps_a to be a list of tensors, got torch.Tensor"
+    assert str(wrong.value) == text
     with pytest.raises(BlobError) as weights:
         hyperpixel_correlation([A], [B], weights=[torch.ones(3)] * 2)
     assert str(weights.value) == "expected weights for each of 1 maps, got 2"

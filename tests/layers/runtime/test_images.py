@@ -15,7 +15,13 @@ import numpy as np
 import pytest
 import torch
 from cortado.layers._runtime import images
-from cortado.layers._runtime.images import planes, read_16_bits, read_image, read_samples
+from cortado.layers._runtime.images import (
+    image_size,
+    planes,
+    read_16_bits,
+    read_image,
+    read_samples,
+)
 from cortado.layers._runtime.views import read_photographs
 from cortado.layers.data import data, image_data
 from cortado.prototxt_like.schema import message
@@ -210,6 +216,17 @@ def test_every_pixel_is_opencvs(name: str) -> None:
             ValueError, match=r"^cannot read it: 16 bits a channel: force_color or force_gray"
         ):
             read_image(file, None, "it")
+
+
+def test_the_size_is_that_of_the_image_read() -> None:
+    for name, file in FILES.items():
+        assert image_size(file) == read_image(file).shape[:2], name
+    late = png(picture(11, 13), 8, 0)  # EXIF behind the pixels
+    exif = chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\1" + struct.pack(">HHIHHI", 0x0112, 3, 1, 6, 0, 0))
+    late = late[:-12] + exif + late[-12:]
+    assert image_size(late) == read_image(late).shape[:2] == (13, 11)
+    with pytest.raises(ValueError, match=r"^cannot read it: it is no PNG"):
+        image_size(b"nothing", "it")
 
 
 @pytest.mark.parametrize("end", [".png", ".tif", ".ppm"])

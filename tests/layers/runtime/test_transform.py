@@ -7,7 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cortado.layers._runtime.transform import Transformer, TransformParams, resized, transform
+import torch
+from cortado.layers._runtime.transform import (
+    ChannelOrder,
+    Transformer,
+    TransformParams,
+    limited,
+    limited_size,
+    resized,
+    transform,
+)
+from cortado.prototxt_like import SpecError, loads
+from cortado.prototxt_like.bind import bind
 from cortado.prototxt_like.wire import write_blob
 
 IMAGE = np.arange(2 * 5 * 7, dtype=np.uint8).reshape(2, 5, 7)
@@ -31,6 +42,26 @@ def test_the_mean_goes_before_the_scale() -> None:
     np.testing.assert_array_equal(made(scale=0.5, mean_value=(4.0,)), (IMAGE - 4.0) * 0.5)
     by_channel = (IMAGE - np.array([1.0, 8.0])[:, None, None]) * 2
     np.testing.assert_array_equal(made(scale=2.0, mean_value=(1.0, 8.0)), by_channel)
+
+
+def test_the_deviation_goes_between_mean_and_scale() -> None:
+    by_channel = (IMAGE - np.array([1.0, 8.0])[:, None, None]) / np.array([4.0, 16.0])[:, None, None]
+    fields = {"mean_value": (1.0, 8.0), "std_value": (4.0, 16.0)}
+    np.testing.assert_array_equal(made(**fields), by_channel)
+    np.testing.assert_array_equal(made(scale=0.5, **fields), by_channel * 0.5)
+    np.testing.assert_array_equal(made(std_value=(4.0,)), IMAGE / 4.0)
+
+
+def test_an_image_as_torchvisions_nets_want_it() -> None:
+    """ToTensor and Normalize: in [0, 1], less ImageNet's mean, by its deviation."""
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    rgb = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 4, 5), dtype=np.uint8))
+    fields = {"mean_value": tuple(255 * x for x in mean), "std_value": tuple(255 * x for x in std)}
+    wanted = (rgb.double() / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    found = transform(rgb, TransformParams(channel_order=ChannelOrder.RGB, **fields))
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=1e-5)
+    bgr = {name: values[::-1] for name, values in fields.items()}
+    torch.testing.assert_close(transform(rgb, TransformParams(**bgr)), found.flip(0), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("axes", [3, 4])
@@ -67,6 +98,12 @@ def test_refusals(tmp_path: Path) -> None:
         made(crop_size=6)
     with pytest.raises(ValueError, match=r"^expected 1 or 2 mean_value, got 3$"):
         made(mean_value=(1.0, 2.0, 3.0))
+    with pytest.raises(ValueError, match=r"^expected 1 or 2 std_value, got 3$"):
+        made(std_value=(1.0, 2.0, 3.0))
+    with pytest.raises(ValueError, match=r"^expected 1 or 3 std_value, got 2$"):
+        transform(torch.zeros(3, 2, 2), TransformParams(std_value=(1.0, 2.0)))
+    with pytest.raises(SpecError, match="std_value must be above 0, got 0"):
+        bind(TransformParams, loads("std_value: [1, 0, 1]"))
     path = str(tmp_path / "mean.binaryproto")
     write_blob(path, np.zeros((1, 2, 5, 6), np.float32))
     with pytest.raises(ValueError, match=r"the mean is \[2, 5, 6\], the image \[2, 5, 7\]$"):
@@ -88,3 +125,36 @@ def test_resizing_is_opencvs(size: tuple[int, int]) -> None:
     found = resized(image, *size)
     assert found.dtype == np.uint8
     assert np.abs(found.astype(int) - wanted).max() <= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
+def test_the_longer_side_is_limited(dtype: torch.dtype) -> None:
+    """Bilinear at pixel centres, by loops; (int(H r), int(W r)); a ratio for the points."""
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 9, 14))).to(dtype)
+    found, ratio = limited(image, 10)
+    assert ratio == 10 / 14
+    assert found.shape == (2, 6, 10)  # 9 * 10 / 14 = 6.4
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    for y in range(6):
+        for x in range(10):
+            v, u = max((y + 0.5) * 9 / 6 - 0.5, 0), max((x + 0.5) * 14 / 10 - 0.5, 0)
+            i, j = int(v), int(u)
+            rows, columns = image.double()[:, [i, min(i + 1, 8)]], [j, min(j + 1, 13)]
+            wanted = rows[:, 0, columns] * (1 - v + i) + rows[:, 1, columns] * (v - i)
+            wanted = wanted[:, 0] * (1 - u + j) + wanted[:, 1] * (u - j)
+            torch.testing.assert_close(found[:, y, x].double(), wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("longer_side", [0, 14, 20])
+def test_an_image_that_is_small_enough_stays(longer_side: int) -> None:
+    image = torch.rand(3, 9, 14)
+    found, ratio = limited(image, longer_side)
+    assert found is image
+    assert ratio == 1
+
+
+def test_a_limited_size_is_exact() -> None:
+    """Which int(582 * (300 / 582)) in floating point is not: it is 299."""
+    assert limited_size(582, 291, 300) == (300, 150)
+    assert all(limited_size(side, 1, 300) == (300, 1) for side in range(301, 2000))
+    assert limited_size(375, 500, 300) == (225, 300)

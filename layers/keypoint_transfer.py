@@ -1,0 +1,134 @@
+"""KeypointTransfer: points of image A carried to image B by the best matches of the cells around them.
+
+Hyperpixel Flow, section 3.3: each cell of A's grid goes to its match of the highest confidence, and a
+point to itself plus the mean of what the cells go whose box holds it. Nothing is clipped to image B.
+
+Bottoms: ``confidence`` ``[N, H, W, H', W']``, any floating type; ``points`` ``[N, P, 2]`` or more
+columns, of which the first two, (x, y) in image pixels, are read; ``size_a`` and ``size_b``, each an
+image ``[N, C, h, w]``, of which only the shape is read, or two values (height, width). Tops: the points
+in B ``[N, P, 2]``, and if asked for the confidence ``[N, P]``, the mean of those cells' best; float32,
+or float64 for float64 points. NaN for a point that no box holds, as in the released code, whose 0 / 0
+counts as a miss. Which cells there are, ``_runtime/cells.py`` says; those that the margin leaves out
+take no part. Of equal matches the first is taken. On the CPU only the rows of cells that hold a point
+are read. No gradient: a choice has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._runtime.cells import CellParams
+from ._runtime.checks import BlobError, Shape, expect_axes, expect_floating, expect_same_device, shapes
+from ._runtime.layer import Layer
+from ._runtime.params import valid
+from ._runtime.registry import register
+from ._runtime.samples import Sample, distinct
+from ._runtime.sizes import shape_of, size_of
+from ._runtime.transfer import Steps, expect_confidence
+
+Params = CellParams
+
+
+def infer(
+    params: CellParams, confidence: Shape, points: Shape, size_a: Shape, size_b: Shape
+) -> tuple[Shape, Shape]:
+    """``[N, P, 2]`` and ``[N, P]``; raises :class:`BlobError` for bottoms that do not fit together."""
+    expect_confidence(confidence, size_a, size_b)
+    expect_axes("N P 2", points=points)
+    if points[2] < 2:
+        raise BlobError("expected {points} to be [N, P, 2], (x, y)", points=points)
+    if points[0] != confidence[0]:
+        text = "batch sizes differ: {confidence}, {points}"
+        raise BlobError(text, confidence=confidence, points=points)
+    return (*points[:2], 2), points[:2]
+
+
+@torch.no_grad()
+def keypoint_transfer(
+    confidence: Tensor,
+    points: Tensor,
+    size_a: Sequence[float] | Tensor,
+    size_b: Sequence[float] | Tensor,
+    jump: float = 4.0,
+    receptive_field: int = 27,
+    margin: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The ``points`` ``[N, P, 2]`` of A, (x, y) in pixels, in B, and their confidences ``[N, P]``.
+
+    ``confidence`` is ``[N, H, W, H', W']``; ``size_a``, ``size_b`` are the images' (height, width) in
+    pixels, or the images. NaN for a point that no cell's box holds; see the module. Raises
+    ``BlobError`` for shapes that do not fit, ``TypeError`` for dtypes and devices, ``ValueError`` for a
+    parameter out of range, sizes below a pixel and a confidence that is NaN. Source: Hyperpixel Flow,
+    section 3.3.
+    """
+    return _transfer(valid(Params(jump, receptive_field, margin)), confidence, points, size_a, size_b)
+
+
+def _transfer(
+    params: CellParams,
+    confidence: Tensor,
+    points: Tensor,
+    size_a: Sequence[float] | Tensor,
+    size_b: Sequence[float] | Tensor,
+) -> tuple[Tensor, Tensor]:
+    form = "keypoint_transfer"
+    given, sizes = {"confidence": confidence, "points": points}, {"size_a": size_a, "size_b": size_b}
+    tables = shapes(form, **given)
+    infer(params, **tables, **{name: shape_of(form, name, size) for name, size in sizes.items()})
+    expect_floating(confidence=confidence)
+    expect_same_device(**given)
+    lengths = [size_of(name, size) for name, size in sizes.items()]
+    found = torch.empty(3, *points.shape[:2], dtype=torch.float64, device=points.device)
+    for n, (one, some) in enumerate(zip(confidence, points, strict=True)):
+        x, y = some[:, 0].double(), some[:, 1].double()
+        found[:, n] = Steps(one, x, y, params, *lengths).at_points()
+        found[0, n] += x
+        found[1, n] += y
+    moved, score = found[:2].movedim(0, -1), found[2]
+    dtype = torch.float64 if points.dtype == torch.float64 else torch.float32
+    return moved.to(dtype).contiguous(), score.to(dtype)
+
+
+@register("KeypointTransfer", bottoms=4, tops=(1, 2))
+class KeypointTransfer(Layer):
+    """Points carried by the best matches of cells; see the module."""
+
+    Params = Params
+    bottom_names = ("confidence", "points", "size_a", "size_b")
+    tables = (1, 2, 3)
+    shared = (2, 3)
+    maps = False
+    infer = staticmethod(infer)
+
+    @torch.no_grad()
+    def forward(
+        self, confidence: Tensor, points: Tensor, size_a: Tensor, size_b: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return _transfer(self.params, confidence, points, size_a, size_b)
+
+    @staticmethod
+    def samples(size: str, rng: np.random.Generator) -> list[Sample]:
+        if size == "paper":
+            return [_sample(rng, "900 x 900 cells", (1, 28, 38, 28, 38), 10, 8.0, 43, 8.0)]
+        if size == "large":
+            return [_sample(rng, "3300 x 3300 cells", (1, 53, 75, 53, 75), 10, 4.0, 27, 4.0)]
+        return [
+            _sample(rng, "every cell", (2, 4, 5, 3, 4), 9, 4.0, 5),
+            _sample(rng, "a margin", (2, 5, 6, 4, 5), 9, 4.0, 11, 2.0),
+            _sample(rng, "nothing left of B", (1, 4, 4, 1, 2), 5, 4.0, 7, 0.0),
+        ]
+
+
+def _sample(rng: np.random.Generator, name: str, grid: Shape, points: int, *cells: Any) -> Sample:
+    """Points inside of A and around it, some on the boxes' borders."""
+    params = Params(*cells)
+    sizes = [[(count - 1) * params.jump + 1 for count in part] for part in (grid[1:3], grid[3:])]
+    table = rng.uniform(-4, np.array(sizes[0][::-1]) + 4, (grid[0], points, 2))
+    table[:, ::2] = table[:, ::2].round()
+    bottoms = distinct(rng, grid), torch.from_numpy(table), *map(torch.tensor, sizes)
+    return Sample(params, bottoms, differentiable=(), name=name)
