@@ -1,28 +1,52 @@
-"""Matching two images with a net: what ``cortado match``, the demo and a user's script share.
+"""Matching two images with a net: what ``cortado match``, ``evaluate`` and a user's script share.
 
 The spec says everything: ``transform_param`` of its data layer how an image becomes a blob, and
-``match_param`` which blobs take the images, which give the features, and which image point a
-feature cell stands for.
+``match_param`` which blobs take the images, which give the features or the confidence of matches, and
+which image point a cell stands for.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from cortado.layers import extract_feature, knn
-from cortado.layers._runtime.transform import TransformParams, blob
+from cortado.layers import extract_feature, hyperpixel_flow, keypoint_transfer, knn
+from cortado.layers._runtime.cells import CellParams
+from cortado.layers._runtime.transform import TransformParams, blob, limited, limited_size
 from cortado.prototxt_like.bind import bind
 from cortado.prototxt_like.message import Message
 from cortado.prototxt_like.source import SpecError
 
+from .branches import Branches, Values
 from .net import Net
 from .specs import load
 
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Description:
+    """What a net makes of an image on its own: the image's size (height, width) as the net is given it,
+    in its pixels ``ratio`` to one of the image's own, and the values of blobs."""
+
+    size: tuple[int, int]
+    ratio: float
+    values: Values
+
+    @property
+    def bytes(self) -> int:
+        """Of its blobs, one that two branches share counted once."""
+        blobs = {blob.data_ptr(): blob for blob in self.values.values()}
+        return sum(blob.nbytes for blob in blobs.values())
+
 
 class Matcher:
-    """Nearest neighbours in the feature space of a net.
+    """The best matches of points by a net: nearest neighbours in the space of its features, or those of
+    the highest confidence.
 
     spec: a spec file, its name if it comes with cortado, or its message, with ``match_param``, whose
     stage ``deploy`` takes the images from Input layers. weights: a file that
@@ -49,50 +73,113 @@ class Matcher:
                 message.span,
                 "{image: [image1, image2], feature: [feature1, feature2], downsampling_factor: 4}",
             )
+        self.params = self.net.match
         if self.net.report and self.net.report.missing:
             raise SpecError(f"the weights do not fill the net: {self.net.report}", message.span)
+        if set(self.net.inputs) != set(self.params.image):
+            text = (
+                f"matching gives the net {', '.join(self.params.image)}; in the stage deploy its inputs"
+            )
+            raise SpecError(f"{text} are {', '.join(self.net.inputs) or 'none'}", message.span)
         self.net.to(device)
-        self.params = self.net.match
+        self.branches = Branches(self.net, self.params.image, self._wanted())
+        self.cells = CellParams(
+            self.params.downsampling_factor, self.params.receptive_field, self.params.margin
+        )
 
-    @torch.no_grad()
-    def features(self, image1: np.ndarray, image2: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """The feature maps [1, C, H, W] of two images of any size."""
-        names, images = self.params.image, (image1, image2)
-        inputs = {
-            name: blob(image, self.transform).to(self.net.device)
-            for name, image in zip(names, images, strict=True)
-        }
-        blobs = self.net(**inputs, keep=self.params.feature)
-        first, second = (blobs[name] for name in self.params.feature)
-        return first, second
+    def _wanted(self) -> tuple[str, ...]:
+        return tuple(
+            filter(None, (*self.params.feature, self.params.confidence, self.params.similarity))
+        )
 
-    @torch.no_grad()
+    @property
+    def measure(self) -> str:
+        """What a match comes with: a "distance" in feature space, or a "confidence"."""
+        return "confidence" if self.params.confidence else "distance"
+
+    def describe(self, image: np.ndarray) -> Description:
+        """What matching needs of an image of any size, to be kept for any number of pairs."""
+        given, ratio = limited(blob(image, self.transform)[0], self.params.longer_side)
+        values = self.branches.describe(given[None].to(self.net.device))
+        return Description((given.shape[1], given.shape[2]), ratio, values)
+
     def match(
-        self, image1: np.ndarray, image2: np.ndarray, points: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The match of each point [P, 2] of image 1 among the cells of image 2.
+        self,
+        image1: np.ndarray | Description,
+        image2: np.ndarray | Description,
+        points: np.ndarray,
+        nearest: bool = False,
+    ) -> tuple[Array, Array]:
+        """The match [P, 2] of each point [P, 2] of image 1 in image 2, and its :attr:`measure` [P].
 
-        Returns the matched points [P, 2] and their feature distances [P].
+        ``nearest`` asks for nearest neighbours of a net that has a confidence, too. NaN for points that
+        no cell of a confidence holds.
         """
-        first, second = self.features(image1, image2)
+        one, other = (x if isinstance(x, Description) else self.describe(x) for x in (image1, image2))
+        scaled = torch.as_tensor(np.asarray(points, np.float64) * one.ratio)
+        match = self._by_confidence if self.params.confidence else self._by_features
+        found, measure = match(one, other, scaled, nearest)
+        return found.double().cpu().numpy() / other.ratio, measure.double().cpu().numpy()
+
+    @torch.no_grad()
+    def _by_features(
+        self, one: Description, other: Description, points: torch.Tensor, nearest: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Those whose nearest cell's feature is the nearest."""
         factor, offset = self.params.downsampling_factor, self.params.coordinate_offset
+        first, second = (
+            each.values[self.branches.wanted[name]]
+            for each, name in zip((one, other), self.params.feature, strict=True)
+        )
         table = torch.zeros(1, len(points), 5)
-        table[0, :, :2] = torch.as_tensor(points)
+        table[0, :, :2] = points
         query = extract_feature.extract_feature(
             first, table.to(first.device), downsampling_factor=factor, coordinate_offset=offset
         )
         distance, index = knn.knn(query, second)
         width = second.shape[3]
         cells = torch.stack([index[0, 0] % width, index[0, 0] // width], 1)
-        return (cells * factor + offset).cpu().numpy(), distance[0, 0].cpu().numpy()
+        return cells * factor + offset, distance[0, 0]
+
+    def _by_confidence(
+        self, one: Description, other: Description, points: torch.Tensor, nearest: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where the cells around them go."""
+        confidence = self._confidence(one, other, nearest)
+        moved, score = keypoint_transfer.keypoint_transfer(
+            confidence, points[None].to(confidence.device), one.size, other.size, **vars(self.cells)
+        )
+        return moved[0], score[0]
+
+    def _confidence(self, one: Description, other: Description, nearest: bool) -> torch.Tensor:
+        name = self.params.similarity if nearest else self.params.confidence
+        if not name:
+            text = 'nearest neighbours need the name of a "similarity" in match_param'
+            raise SpecError(text, self.net.graph.message.span)
+        return self.branches.compare(one.values, other.values, name)
+
+    def flow(self, image1: np.ndarray | Description, image2: np.ndarray | Description) -> Array:
+        """Where each pixel of image 1 goes, [2, H, W] in x and y, of a net that has a confidence.
+
+        Both images are of the size that the net is given them in. NaN where there is none.
+        """
+        one, other = (x if isinstance(x, Description) else self.describe(x) for x in (image1, image2))
+        confidence = self._confidence(one, other, nearest=False)
+        image = confidence.new_empty(1).expand(1, 1, *one.size)
+        flow = hyperpixel_flow.hyperpixel_flow(confidence, image, other.size, **vars(self.cells))
+        return cast(Array, flow[0].double().cpu().numpy())
 
     def grid(self, image: np.ndarray) -> np.ndarray:
-        """The image points [P, 2] of a feature map's cells that lie inside an image."""
+        """The image points [P, 2] of a map's cells that lie inside an image, and take part."""
+        size = limited_size(*image.shape[:2], self.params.longer_side)
+        ratio = max(size) / max(image.shape[:2])
         step, offset = self.params.downsampling_factor, self.params.coordinate_offset
-        y, x = np.meshgrid(
-            *(np.arange(offset, length, step) for length in image.shape[:2]), indexing="ij"
-        )
-        return np.stack([x.ravel(), y.ravel()], 1)
+        axes = [np.arange(offset, length, step) for length in size]
+        if self.params.confidence:
+            kept = self.cells.grid(tuple(map(len, axes)), size)
+            axes = [axis[part] for axis, part in zip(axes, kept, strict=True)]
+        y, x = np.meshgrid(*axes, indexing="ij")
+        return np.stack([x.ravel(), y.ravel()], 1) / ratio
 
 
 def transform_params(message: Message) -> TransformParams:

@@ -1,0 +1,120 @@
+"""A net that compares two images, cut where what it makes of the one meets what it makes of the other.
+
+What it makes of an image can then be kept, and compared with what it makes of others. The branches of a
+Siamese net are one, so that an image is described once, whichever side it is on.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
+
+import torch
+
+from .net import Net, Step
+
+Value: TypeAlias = tuple[str, int]
+"""A blob's name, and which of its values: layers that write it in place give it several."""
+Values: TypeAlias = Mapping[Value, torch.Tensor]
+
+
+class Wired(NamedTuple):
+    """A step, the values that it reads and those that it makes."""
+
+    step: Step
+    reads: tuple[Value, ...]
+    makes: tuple[Value, ...]
+
+
+class Branches:
+    """The parts of a net by what they look at: either of two images, or both.
+
+    images: the names of the two inputs; wanted: blobs of the net. What these do not need is left out.
+    Nothing has a gradient. ``twins`` says whether the branches are one, with shared parameters.
+    """
+
+    def __init__(self, net: Net, images: Sequence[str], wanted: Iterable[str]) -> None:
+        self.net = net
+        steps, last = _wired(net.steps)
+        self.wanted = {name: (name, last[name]) for name in wanted}
+        self.images = [(name, 1) for name in images]
+        needed = list(_needed(steps, {*self.wanted.values()}))
+        self.sides, self.meeting = _split(needed, self.images)
+        self.read = {x for wired in self.meeting for x in wired.reads} | {*self.wanted.values()}
+        twin_of = {made.node.name: made.node.twin_of for made in net.built.layers}
+        first, second = ([wired.step.name for wired in side] for side in self.sides)
+        self.twins = first == [twin_of[name] for name in second]
+
+    @torch.no_grad()
+    def describe(self, image: torch.Tensor) -> Values:
+        """Of an image's blob what is read where the branches meet, or wanted, on either side."""
+        pairs = list(zip(*map(self._values, (0, 1)), strict=True)) if self.twins else []
+        kept = self.read | {a for a, b in pairs if b in self.read}
+        found = self._run(self.sides[0], {self.images[0]: image}, kept)
+        if not self.twins:
+            found |= self._run(self.sides[1], {self.images[1]: image}, self.read)
+        found |= {b: found[a] for a, b in pairs if b in self.read}
+        return {value: blob for value, blob in found.items() if value in self.read}
+
+    @torch.no_grad()
+    def compare(self, first: Values, second: Values, name: str) -> torch.Tensor:
+        """A wanted blob, from what was made of the first image and of the second."""
+        values = {x: blob for x, blob in first.items() if x in self._values(0)}
+        values |= {x: blob for x, blob in second.items() if x in self._values(1)}
+        value = self.wanted[name]
+        steps = list(_needed(self.meeting, {value}))
+        return self._run(steps, values, {value})[value]
+
+    def _values(self, side: int) -> list[Value]:
+        return [self.images[side], *(x for wired in self.sides[side] for x in wired.makes)]
+
+    def _run(
+        self, steps: Sequence[Wired], values: dict[Value, torch.Tensor], kept: Collection[Value]
+    ) -> dict[Value, torch.Tensor]:
+        """Run steps; values that are not kept are released after their last use."""
+        last = {x: i for i, wired in enumerate(steps) for x in (*wired.reads, *wired.makes)}
+        for i, wired in enumerate(steps):
+            tops = wired.step.run([values[x] for x in wired.reads])
+            if not wired.reads:
+                tops = tuple(top.to(self.net.device) for top in tops)
+            values.update(zip(wired.makes, tops, strict=False))
+            for x in {*wired.reads, *wired.makes} - {*kept}:
+                if last[x] == i:
+                    del values[x]
+        return values
+
+
+def _wired(steps: Iterable[Step]) -> tuple[list[Wired], Counter[str]]:
+    """The steps with their values, and how many values each blob has."""
+    last: Counter[str] = Counter()
+    found = []
+    for step in steps:
+        reads = tuple((name, last[name]) for name in step.bottoms)
+        last.update(step.tops)
+        found.append(Wired(step, reads, tuple((name, last[name]) for name in step.tops)))
+    return found, last
+
+
+def _needed(steps: Sequence[Wired], values: set[Value]) -> Iterator[Wired]:
+    """The steps that these values depend on, in order, but for the inputs."""
+    wanted, found = {*values}, []
+    for wired in reversed(steps):
+        if wanted.intersection(wired.makes) and not wired.step.is_input:
+            wanted.update(wired.reads)
+            found.append(wired)
+    yield from reversed(found)
+
+
+def _split(
+    steps: Iterable[Wired], images: Sequence[Value]
+) -> tuple[tuple[list[Wired], list[Wired]], list[Wired]]:
+    """Those that look at one image alone, by image, and those that look at both, or at none."""
+    seen: dict[Value, frozenset[int]] = {image: frozenset({i}) for i, image in enumerate(images)}
+    sides: tuple[list[Wired], list[Wired]] = ([], [])
+    meeting = []
+    for wired in steps:
+        at = frozenset[int]().union(*(seen.get(x, frozenset({0, 1})) for x in wired.reads))
+        seen.update(dict.fromkeys(wired.makes, at if len(at) == 1 else frozenset({0, 1})))
+        (sides[min(at)] if len(at) == 1 else meeting).append(wired)
+    return sides, meeting
