@@ -7,7 +7,7 @@ several maps, a cell sees what it sees in any of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import prod
@@ -159,8 +159,12 @@ def _together(seen: Iterable[Fields | None]) -> Fields | None:
     )
 
 
-def mismatches(match: MatchParams | None, layers: Iterable[LayerFacts]) -> list[str]:
-    """Where ``match_param`` takes a feature's cells for other image points than they lie at."""
+def mismatches(match: MatchParams | None, layers: Sequence[LayerFacts]) -> list[str]:
+    """Where ``match_param`` takes cells for other image points than they lie at.
+
+    Of a confidence it is the step between cells that counts, that of the map which its grid is: a
+    hyperpixel's place is its box's by definition, wherever the padding puts it.
+    """
     if match is None:
         return []
     fields = {
@@ -168,14 +172,30 @@ def mismatches(match: MatchParams | None, layers: Iterable[LayerFacts]) -> list[
         for layer in layers
         for (name, _), field in zip(layer.tops, layer.fields, strict=True)
     }
-    said = cells(match.downsampling_factor, match.coordinate_offset)
     found = []
+    if match.confidence:
+        name = _grid(match.confidence, layers, fields)
+        steps = dict.fromkeys(f"{float(field.stride):g}" for field in fields.get(name) or ())
+        if steps.keys() - {said := f"{match.downsampling_factor:g}"}:
+            lie = ", ".join(steps)
+            found.append(
+                f'match_param puts cells {said} pixels apart; those of "{name}" are {lie} apart'
+            )
+    said = cells(match.downsampling_factor, match.coordinate_offset)
     for name in match.feature:
         axes = fields.get(name) or ()
-        lie = dict.fromkeys(cells(field.stride, field.point) for field in axes)
-        if lie.keys() - {said}:
-            found.append(f'match_param puts cell u of "{name}" at {said}; it lies at {", ".join(lie)}')
+        lie = ", ".join(dict.fromkeys(cells(field.stride, field.point) for field in axes))
+        if axes and lie != said:
+            found.append(f'match_param puts cell u of "{name}" at {said}; it lies at {lie}')
     return found
+
+
+def _grid(blob: str, layers: Sequence[LayerFacts], fields: Mapping[str, Fields | None]) -> str:
+    """The map over the image whose cells are a blob's: the first that is met along first bottoms."""
+    for layer in reversed(layers):
+        if fields.get(blob) is None and layer.bottoms and blob in dict(layer.tops):
+            blob = layer.bottoms[0]
+    return blob
 
 
 def cells(stride: float | Length, point: float | Length) -> str:

@@ -112,18 +112,28 @@ class StateFields:
 
 @dataclass(frozen=True)
 class MatchParams:
-    """What the net gives to matching: its image inputs, their feature maps, and the maps' geometry.
+    """What the net gives to matching: its image inputs, and their feature maps or the confidence of all
+    pairs of cells; the cells' geometry; the size of the images.
 
-    A feature cell (u, v) stands for the image point
+    A cell (u, v) stands for the image point
     (u * downsampling_factor + coordinate_offset, v * downsampling_factor + coordinate_offset).
+    ``feature`` is () where there is a ``confidence``.
     """
 
     image: tuple[str, ...] = ("image1", "image2")
     feature: tuple[str, ...] = ("feature1", "feature2")
+    confidence: str = ""  # a blob [N, H, W, H', W']
+    similarity: str = ""  # what it was made of, in which nearest neighbours are looked for
     downsampling_factor: float = dataclasses.field(
-        default=4.0, metadata={"above": 0, "aliases": ("down_sampling_factor",)}
+        default=4.0, metadata={"above": 0, "aliases": ("down_sampling_factor", "jump")}
     )
     coordinate_offset: float = 0.0
+    receptive_field: int = dataclasses.field(default=27, metadata={"low": 1})
+    margin: float | None = None
+    longer_side: int = dataclasses.field(default=0, metadata={"low": 0})
+    block: tuple[str, ...] = ()
+    block_jump: tuple[float, ...] = dataclasses.field(default=(), metadata={"above": 0})
+    block_receptive_field: tuple[int, ...] = dataclasses.field(default=(), metadata={"low": 1})
 
 
 @dataclass(frozen=True)
@@ -214,6 +224,8 @@ def graph(message: Message, state: State | None = None, errors: Errors | None = 
     state = _joined(state or State(), net.state)
     included, excluded, broken = _nodes(expanded, state, found)
     outputs = _wire(included, excluded, broken, state, Errors() if trunks_broken else found)
+    if not (trunks_broken or broken):
+        _check_matched(net.match_param, expanded, found)
     if errors is None:
         found.check()
     return Graph(
@@ -242,10 +254,54 @@ def _net_fields(message: Message, errors: Errors) -> NetFields:
         errors.add('a net needs at least one "layer"', message.span)
     readable = Message(message.span, [f for f in message if f.name in known - {"layer"}])
     net = errors.attempt(bind, NetFields, readable, what="a net") or NetFields()
-    if net.match_param and (len(net.match_param.image), len(net.match_param.feature)) != (2, 2):
-        block = message.all("match_param")[-1]
-        errors.add("match_param names two image blobs and two feature blobs", block.span)
+    if net.match_param:
+        found = message.all("match_param")[-1]
+        assert isinstance(found.value, Message), "bound as a block"
+        match = _match_params(net.match_param, found.value, found.span, errors)
+        return dataclasses.replace(net, match_param=match)
     return net
+
+
+_OF_CONFIDENCE = ("similarity", "receptive_field", "margin", "block")
+
+
+def _match_params(match: MatchParams, block: Message, span: Span, errors: Errors) -> MatchParams:
+    """The parameters as they are meant; errors at what does not go together."""
+    if match.confidence:
+        if "feature" in block:
+            text = "match_param names a confidence or two features, not both"
+            errors.add(text, block.all("feature")[0].span)
+        match = dataclasses.replace(match, feature=())
+    else:
+        for name in _OF_CONFIDENCE:
+            if name in block:
+                text = f'"{name}" of match_param goes with a confidence'
+                errors.add(text, block.all(name)[0].span)
+    if len(match.image) != 2 or len(match.feature) != (0 if match.confidence else 2):
+        features = "" if match.confidence else " and two feature blobs"
+        errors.add(f"match_param names two image blobs{features}", span)
+    jumps, fields = block.all("block_jump"), block.all("block_receptive_field")
+    if len(jumps) != len(fields) or len(jumps) > len(match.block):
+        counts = f"{len(match.block)}, {len(jumps)} and {len(fields)}"
+        text = f"block_jump and block_receptive_field are as many, and no more than block: got {counts}"
+        errors.add(text, (jumps or fields)[0].span)
+    return match
+
+
+def _check_matched(match: MatchParams | None, message: Message, errors: Errors) -> None:
+    """The blobs that a confidence is matched by, in whichever state, are the net's."""
+    if match is None or not match.confidence:
+        return
+    layers = [field.value for field in message.all("layer") if isinstance(field.value, Message)]
+    known = {top.text for layer in layers for top in texts(layer, "top")}
+    given = message.all("match_param")[-1].value
+    assert isinstance(given, Message), "bound as a block"
+    for name in ("confidence", "similarity", "block"):
+        for blob in texts(given, name):
+            if blob.text not in known:
+                near = closest(blob.text, known)
+                hint = f'did you mean "{near}"?' if near else ""
+                errors.add(f'match_param: {name} "{blob.text}" is no blob of the net', blob.span, hint)
 
 
 def _joined(state: State, spec: StateFields) -> State:

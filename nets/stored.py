@@ -14,7 +14,8 @@ Shapes: TypeAlias = Mapping[str, Sequence[Shape]]
 
 @dataclass(frozen=True)
 class Stored:
-    """One layer's blobs by index, or by the attribute's name: tensors, NumPy arrays or h5py datasets.
+    """One layer's blobs by index, or by the attribute's name: tensors, NumPy arrays, or what has a
+    shape and a dtype and is read by ``[()]``, as h5py's datasets.
 
     With ``owners_only`` the file leaves out the blobs that another layer owns.
     """

@@ -7,6 +7,7 @@
 ``.pth``, ``.pt``     read, write  the same, pickled; read as data alone (``weights_only``)
 torchvision's         read         VGG16, GoogLeNet and ResNets in one of these two, by their keys
 ``.mat``              read         MatConvNet's simplenn and DagNN
+``.npz``              read         NumPy's, arrays ``<layer>|<blob index>``
 ===================== ============ ==================================================================
 
 A file with another suffix, or none, is read as Caffe's.
@@ -35,7 +36,7 @@ from cortado.prototxt_like.source import Errors, SpecError
 from cortado.prototxt_like.wire import Array, read_net, write_net
 from safetensors import SafetensorError
 
-from . import convert_matconvnet, convert_torchvision, hdf5
+from . import convert_matconvnet, convert_torchvision, hdf5, npz
 from .build import BuiltLayer, tie
 from .net import Net
 from .stored import Shapes, Stored
@@ -205,6 +206,8 @@ def _state(net: Net) -> dict[str, torch.Tensor]:
 def _read(path: Path, shapes: Shapes) -> list[Stored]:
     if path.suffix == ".mat":
         return convert_matconvnet.read(path, shapes)
+    if path.suffix == ".npz":
+        return npz.read(path, shapes)
     if path.suffix in (".safetensors", ".pth", ".pt"):
         state = _read_state(path)
         return convert_torchvision.convert(state, shapes) or _layers_of(state)
@@ -323,7 +326,8 @@ def _fits(stored: Shape, wanted: Shape) -> bool:
 
 
 def _tensor(values: Any) -> torch.Tensor:
-    """A tensor of an array, which may lie at an odd place of a mapped file, or of an h5py dataset."""
+    """A tensor of an array, which may lie at an odd place of a mapped file, or of what is read when
+    it is used: an h5py dataset, a file's blob."""
     if isinstance(values, torch.Tensor):
         return values
     wide = values.dtype.itemsize > 8  # long double, which torch does not have

@@ -4,6 +4,16 @@ A ``layer`` entry that says nothing but ``include: other.yaml`` stands for the `
 that file, named relative to the file that includes it, in a net's list and in a Siamese trunk's.
 They keep the places they have in their own file.
 
+With values beside it, the file is a fragment::
+
+    - {include: resnet_block.yaml, with: {block: 2b, bottom: res2a_relu, width: 64}}
+
+Each ``${block}`` in the fragment's values (not in its fields' names) becomes ``2b``, also within a
+longer text (``res${block}_relu``) and in what it passes on to fragments of its own. A text that is
+nothing but ``${width}`` is what was given, a number or a string, though it stands in quotes, as YAML
+asks inside of braces and prototxt everywhere. Every ``${...}`` of an included file needs a value, and
+every value given a ``${...}``; a file that nothing includes is read as it stands.
+
 Caffe's old forms are read as today's (:mod:`~.upgrade`); the logger ``cortado.prototxt_like`` says so.
 """
 
@@ -11,15 +21,17 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
-from . import prototxt, ranges, yaml_spec
-from .message import Field, Message, Scalar
-from .quotes import from_prototxt
-from .source import MAX_FIELDS, Errors, Source, SpecError
+from . import kinds, prototxt, ranges, yaml_spec
+from .message import Field, Message, Scalar, describe
+from .quotes import PLACE, from_prototxt
+from .source import MAX_FIELDS, Errors, Source, SpecError, did_you_mean
 from .upgrade import Note, upgrade
 
 LOGGER = logging.getLogger("cortado.prototxt_like")
-MAX_INCLUDED = 64  # files, each counted as often as it is included
+MAX_INCLUDED = 256  # files, each counted as often as it is included; ResNet-152 is of some 110
+MAX_FILLED = 10_000  # characters of a text with its values: one can pass on several times itself
 
 _PARSERS = {"yaml": yaml_spec.parse, "prototxt": prototxt.parse}
 
@@ -54,14 +66,13 @@ class _Reader:
         self.included = self.size = 0
 
     def spec(self, source: Source, notation: str, within: tuple[Path, ...]) -> Message:
-        message = self.read(source, notation, within)
+        message = self.read(_PARSERS[notation](source), notation, within)
         self.errors.check()
         for note in self.notes:
             LOGGER.warning("%s", note)
         return message
 
-    def read(self, source: Source, notation: str, within: tuple[Path, ...]) -> Message:
-        message = _PARSERS[notation](source)
+    def read(self, message: Message, notation: str, within: tuple[Path, ...]) -> Message:
         self.size += message.size()
         if self.size > MAX_FIELDS:
             raise SpecError(f"more than {MAX_FIELDS:,} values with what is included", message.span)
@@ -85,12 +96,13 @@ class _Reader:
         for part in field.value.all("siamese"):
             if isinstance(part.value, Message):
                 self.resolve(part.value, within)
-        if name := _included(field.value):
-            fragment = self.errors.attempt(self.fragment, name, within)
+        if _includes(field.value):
+            fragment = self.errors.attempt(self.fragment, field.value, within)
             return fragment.all("layer") if fragment else []
         return [field]
 
-    def fragment(self, name: Scalar, within: tuple[Path, ...]) -> Message:
+    def fragment(self, entry: Message, within: tuple[Path, ...]) -> Message:
+        name, given = _inclusion(entry)
         path = Path(name.span.source.name).parent / name.text
         try:
             source = Source.read(path)
@@ -101,10 +113,85 @@ class _Reader:
         self.included += 1
         if self.included > MAX_INCLUDED:
             raise SpecError(f"more than {MAX_INCLUDED} files are included", name.span)
-        return self.read(source, _notation(path), (*within, path.resolve()))
+        message = _filled(_PARSERS[_notation(path)](source), given, name.text)
+        return self.read(message, _notation(path), (*within, path.resolve()))
 
 
-def _included(entry: Message) -> Scalar | None:
-    """The file that a ``layer`` entry includes, if that is all it does."""
-    value = entry.fields[0].value if len(entry.fields) == 1 else None
-    return value if isinstance(value, Scalar) and entry.fields[0].name == "include" else None
+def _includes(entry: Message) -> bool:
+    """Whether a ``layer`` entry stands for a file; ``include`` is a layer's rule, too."""
+    if "with" in entry:
+        return True
+    alone = entry.fields[0] if len(entry.fields) == 1 else None
+    return alone is not None and alone.name == "include" and isinstance(alone.value, Scalar)
+
+
+def _inclusion(entry: Message) -> tuple[Scalar, Message]:
+    """The file that an entry includes, and the block of values that it gives."""
+    for field in entry:
+        if field.name not in ("include", "with"):
+            raise SpecError(f'"with" goes with "include" alone, not with "{field.name}"', field.span)
+    name = _one(entry, "include")
+    given = _one(entry, "with") if "with" in entry else Message(name.span)
+    if not isinstance(name, Scalar):
+        raise SpecError('"include" beside "with" takes the name of a file, got a block', name.span)
+    if not isinstance(given, Message):
+        hint = "such as with: {block: 2b, width: 64}"
+        raise SpecError(f'"with" takes a block of values, got {describe(given)}', given.span, hint)
+    errors = Errors()
+    for name_of in dict.fromkeys(field.name for field in given):
+        value = errors.attempt(_one, given, name_of)
+        if isinstance(value, Message):
+            errors.add(f'"{name_of}" takes one value, got a block', value.span)
+    errors.check()
+    return name, given
+
+
+def _one(message: Message, name: str) -> Scalar | Message:
+    found = message.all(name)
+    if not found:
+        raise SpecError(f'"with" needs "{name}" beside it', message.span)
+    if len(found) > 1:
+        raise SpecError(f'"{name}" takes one value, got {len(found)}', found[1].value.span)
+    return found[0].value
+
+
+def _filled(fragment: Message, given: Message, file: str) -> Message:
+    """A fragment with the given values in their places.
+
+    Raises :class:`SpecError` for places without a value, and for values without a place.
+    """
+    errors, places = Errors(), set[str]()
+    values = {field.name: field.value for field in given if isinstance(field.value, Scalar)}
+
+    def scalar(old: Scalar, kind: Any) -> Scalar:
+        names = PLACE.findall(old.text)
+        places.update(names)
+        for name in names:
+            if name not in values:
+                hint = did_you_mean(name, values, f"given at {given.span.place}")
+                errors.add(f'"${{{name}}}" gets no value', old.span, hint)
+        if not values.keys() >= set(names):
+            return old
+        if names and len(old.text) + sum(len(values[name].text) for name in names) > MAX_FILLED:
+            errors.add(f"a text of more than {MAX_FILLED:,} characters with its values", old.span)
+            return old
+        if PLACE.fullmatch(old.text):
+            value = values[names[0]]
+            return Scalar(value.text, old.span, value.quoted or (old.quoted and kind == kinds.STRING))
+        return Scalar(PLACE.sub(lambda at: values[at[1]].text, old.text), old.span, old.quoted)
+
+    def block(message: Message, kind: Any) -> Message:
+        made = Message(message.span)
+        for name, value, span in ((field.name, field.value, field.span) for field in message):
+            inner = kinds.of(kind, name, isinstance(value, Message))
+            filled = scalar(value, inner) if isinstance(value, Scalar) else block(value, inner)
+            made.add(name, filled, span)
+        return made
+
+    made = block(fragment, kinds.top(fragment))
+    for field in given:
+        if field.name not in places:
+            hint = did_you_mean(field.name, places, f"{file} takes")
+            errors.add(f'{file} has no place "${{{field.name}}}" for this value', field.span, hint)
+    errors.check()
+    return made

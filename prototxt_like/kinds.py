@@ -19,7 +19,9 @@ _ANY = "*"
 _PAIRS = {_ANY: STRING}
 _SIAMESE = {"suffix": STRING, "input": _PAIRS, "output": _PAIRS, "layer": "LayerParameter"}
 _OURS: dict[str, dict[str, Any]] = {
-    "NetParameter": {"match_param": {"image": STRING, "feature": STRING}},
+    "NetParameter": {
+        "match_param": dict.fromkeys(("image", "feature", "confidence", "similarity", "block"), STRING)
+    },
     "LayerParameter": {"siamese": _SIAMESE, "include": STRING, "twin_of": STRING},
 }
 

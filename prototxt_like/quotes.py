@@ -7,6 +7,7 @@ field is known (:mod:`~.kinds`). The blocks of other layers are left as they are
 
 from __future__ import annotations
 
+import re
 from io import StringIO
 from typing import Any
 
@@ -16,6 +17,9 @@ from google.protobuf.descriptor import EnumDescriptor
 from .kinds import STRING, rewritten
 from .message import Message, Scalar, describe
 from .source import Errors, did_you_mean
+
+PLACE = re.compile(r"\$\{([^{}]*)\}")
+"""Where a fragment takes a value (:mod:`~.include`): quotes around it say nothing of the value."""
 
 _RESOLVER = yaml.resolver.Resolver()
 _EMITTER = yaml.emitter.Emitter(StringIO(), allow_unicode=True)
@@ -32,7 +36,7 @@ def from_prototxt(message: Message) -> Message:
         if kind == STRING and not scalar.quoted:
             errors.add(f"{name}: expected a string in quotes, got {describe(scalar)}", scalar.span)
         elif enum := _enum(kind):
-            if scalar.quoted:
+            if scalar.quoted and not PLACE.fullmatch(scalar.text):
                 hint = did_you_mean(scalar.text, enum.values_by_name)
                 got = describe(scalar)
                 errors.add(f"{name}: expected a name without quotes, got {got}", scalar.span, hint)

@@ -35,6 +35,7 @@ ENTRIES = {
 FILE = re.compile(
     r"^\.\. code-block:: \w+\n   :caption: (?P<name>\S+)\n(?P<text>(?:\n|   .*\n)+)", re.MULTILINE
 )
+PAGES = ("commands.rst", "data_sets.rst", "faithfulness.rst", "layers/index.rst")
 COMMAND = re.compile(r"^( +)\$ cortado (.*)$", re.MULTILINE)
 
 
@@ -112,7 +113,7 @@ def test_a_layers_page_is_valid(type_name, pages):
     assert warnings(pages[f"layers/{type_name}.rst"]) == ""
 
 
-@pytest.mark.parametrize("name", ["commands.rst", "faithfulness.rst", "layers/index.rst"])
+@pytest.mark.parametrize("name", PAGES)
 def test_another_generated_page_is_valid(name, pages):
     assert warnings(pages[name]) == ""
 

@@ -35,7 +35,8 @@ def command(source: str, target: str, net: str | None, **options: Any) -> None:
     of the file are kept. Nothing is imported or run.
 
     Weights are .caffemodel, .h5, .safetensors or .pth (read besides: MatConvNet's .mat, torchvision's
-    .pth). They go through the --net that they belong to, whose every parameter the source must hold.
+    .pth, and .npz of arrays "<layer>|<blob index>"). They go through the --net that they belong to, of
+    which the source must hold every parameter.
     """
     suffix = Path(target).suffix.lower()
     if suffix in SPECS:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Kept = tuple[slice, slice, slice, slice]
+"""The rows and columns of two images' cells that take part."""
 
 
 def normalized(x: Tensor, eps: float = 1e-12) -> Tensor:
@@ -195,6 +198,58 @@ def _half_extents(rois: Tensor) -> tuple[Tensor, ...]:
     return (x1 + x2) / 2, (y1 + y2) / 2, (x2 - x1) / 2, (y2 - y1) / 2
 
 
+def correlated(
+    maps_a: Sequence[Tensor],
+    maps_b: Sequence[Tensor],
+    kept: Kept,
+    exponent: float = 3.0,
+    eps: float = 1e-12,
+) -> Tensor:
+    """HyperpixelCorrelation: the maps upsampled and concatenated, the kept cells' cosines."""
+    base_a, base_b = maps_a[0], maps_b[0]
+    a, b = (_hyperimage(maps)[..., *part] for maps, part in ((maps_a, kept[:2]), (maps_b, kept[2:])))
+    found = cosines(a.flatten(2).mT, b.flatten(2).mT, exponent, eps)
+    top = base_a.new_zeros(len(base_a), *base_a.shape[2:], *base_b.shape[2:])
+    top[:, *kept] = found.view_as(top[:, *kept])
+    return top
+
+
+def _hyperimage(maps: Sequence[Tensor]) -> Tensor:
+    size = maps[0].shape[2:]
+    others = (F.interpolate(x, size, mode="bilinear", align_corners=True) for x in maps[1:])
+    return torch.cat((maps[0], *others), dim=1)
+
+
+def matched(
+    similarity: Tensor,
+    size_a: tuple[float, float],
+    size_b: tuple[float, float],
+    kept: Kept,
+    jump: float = 4.0,
+    cells: float = 8192.0,
+    sigma: float = 7 / 2 / 2.354,
+    kernel_size: int = 7,
+) -> Tensor:
+    """RegularizedHoughMatching: a bin for each match, index_add and a convolution of the bins."""
+    part = similarity[:, *kept]
+    height, width = (a + b for a, b in zip(size_a, size_b, strict=True))
+    cell = (height * width / cells) ** 0.5
+    rows, columns = int(height / cell) + 1, int(width / cell) + 1
+    axes = (torch.arange(k.start, k.stop, device=part.device) * jump for k in kept)
+    y, x, y_b, x_b = (axis.float() for axis in axes)
+    row = ((size_a[0] - y[:, None] + y_b) / cell).long().clamp(0, rows - 1)
+    column = ((size_a[1] - x[:, None] + x_b) / cell).long().clamp(0, columns - 1)
+    at = (row[:, None, :, None] * columns + column[:, None]).flatten()
+    votes = part.new_zeros(len(part), rows * columns).index_add(1, at, part.flatten(1))
+    steps = torch.arange(kernel_size, device=part.device) - kernel_size // 2
+    weight = torch.exp(-((steps / sigma) ** 2) / 2).to(part.dtype)
+    kernel = torch.outer(weight, weight) / weight.sum() ** 2
+    smooth = F.conv2d(votes.view(-1, 1, rows, columns), kernel[None, None], padding=kernel_size // 2)
+    top = torch.zeros_like(similarity)
+    top[:, *kept] = part * smooth.flatten(1)[:, at].view_as(part)
+    return top
+
+
 WRITTEN = {"bilinear_interpolation": True, "index_base": 0, "normalized": False}
 CHOSEN = {
     "ChannelL2Norm": {"eps_mode": "MAX"},
@@ -217,6 +272,8 @@ def replacements(layer: Any) -> Callable[..., Any] | None:
         return None
     if kind == "HoughVoting" and params != type(params)():
         return None  # the paper's rule and its bins
+    if getattr(params, "channel_weights", False):
+        return None
     read_options: dict[str, Any] = {
         "factor": getattr(params, "downsampling_factor", 0.0),
         "offset": getattr(params, "coordinate_offset", 0.0),
@@ -238,11 +295,34 @@ def replacements(layer: Any) -> Callable[..., Any] | None:
         "ROIPooling": lambda data, rois: pooled(
             data, rois, params.pooled_h, params.pooled_w, params.spatial_scale
         ),
+        "HyperpixelCorrelation": lambda *bottoms: _correlated(params, bottoms),
+        "RegularizedHoughMatching": lambda similarity, image_a, image_b: matched(
+            similarity,
+            *(size_a := image_a.shape[2:], size_b := image_b.shape[2:]),
+            kept_cells(params, similarity.shape[1:], size_a, size_b),
+            *(params.jump, params.cells, params.sigma, params.kernel_size),
+        ),
         "HoughVoting": lambda scores, rois_a, rois_b, image_a, image_b, *votes: voted(
             scores, rois_a, rois_b, image_a.shape[2:], image_b.shape[2:], *votes
         ),
     }
     return found.get(kind)
+
+
+def kept_cells(
+    params: Any, grid: Sequence[int], size_a: Sequence[float], size_b: Sequence[float]
+) -> Kept:
+    """The cells of a grid [H, W, H', W'] that take part, of images of (height, width)."""
+    return (*params.grid(grid[:2], size_a), *params.grid(grid[2:], size_b))
+
+
+def _correlated(params: Any, bottoms: Sequence[Tensor]) -> Tensor:
+    images = bottoms[-2:] if params.margin is not None else ()
+    count = (len(bottoms) - len(images)) // 2
+    maps = bottoms[:count], bottoms[count : 2 * count]
+    sizes = [image.shape[2:] for image in images] or [(0, 0)] * 2
+    grid = [length for side in maps for length in side[0].shape[2:]]
+    return correlated(*maps, kept_cells(params, grid, *sizes), params.exponent, params.eps)
 
 
 def of_torchvision(layer: Any) -> Callable[..., Any] | None:

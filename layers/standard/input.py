@@ -2,6 +2,9 @@
 
 No bottoms. Tops: one of each ``shape``; a single ``shape`` is that of every top, and without any
 a top is a scalar until it is given.
+
+A ``transform_param`` beside it says what an image goes through before it is given, to whoever reads
+images for the net; the layer itself changes nothing.
 """
 
 from __future__ import annotations
@@ -16,13 +19,15 @@ from .._runtime.layer import Layer
 from .._runtime.params import BlobShape, param
 from .._runtime.registry import register
 from .._runtime.samples import Sample
+from .._runtime.transform import TransformParams
 
 
 @dataclass(frozen=True)
 class Params:
-    """``input_param``."""
+    """``input_param``, and the ``transform_param`` beside it."""
 
     shape: tuple[BlobShape, ...] = param(())
+    transform_param: TransformParams = param(factory=TransformParams)
 
 
 def infer(params: Params) -> tuple[Shape, ...]:

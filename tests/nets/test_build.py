@@ -69,7 +69,7 @@ def test_the_forks_types_are_not_ours():
 def test_a_block_of_another_type_is_a_warning(caplog):
     text = """
 layer:
-- {name: x, type: Input, top: x, input_param: {shape: {dim: [2, 3]}}, transform_param: {scale: 2}}
+- {name: x, type: Input, top: x, input_param: {shape: {dim: [2, 3]}}, loss_param: {normalize: true}}
 - {name: ip, type: InnerProduct, bottom: x, top: y,
    inner_product_param: {num_output: 2}, convolution_param: {num_output: 3}}
 - {name: s, type: Silence, bottom: y, relu_param: {negative_slope: 1}}
@@ -77,7 +77,7 @@ layer:
     net = Net(loads(text, "net.yaml"))
     assert net.blob_shapes["y"] == (2, 2)
     assert caplog.messages == [
-        "net.yaml:3:71: warning: Input does not read transform_param; its own is input_param",
+        "net.yaml:3:71: warning: Input does not read loss_param; its own is input_param",
         "net.yaml:5:42: warning: InnerProduct does not read convolution_param; "
         "its own is inner_product_param",
         "net.yaml:6:39: warning: Silence does not read relu_param; it has no parameters",

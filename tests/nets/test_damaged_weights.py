@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from cortado.nets import npz
 from cortado.nets.net import Net
 from cortado.nets.solver import Solver
 from cortado.nets.solver_state import SolverState, read_state, write_state
@@ -69,9 +70,19 @@ def damaged(raw: bytes, rng: random.Random) -> bytes:
     return bytes(data)
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
+def store(path: Path) -> None:
+    """The net's weights, in the format of the suffix."""
+    if path.suffix != ".npz":
+        save(net(), path)
+        return
+    blobs = net().params.items()
+    arrays = {f"{name}|{i}": blob.detach().numpy() for name, of in blobs for i, blob in enumerate(of)}
+    np.savez_compressed(path, **arrays)
+
+
+@pytest.mark.parametrize("suffix", [*FORMATS, ".npz"])
 def test_damaged_weights(tmp_path: Path, suffix: str) -> None:
-    save(net(), tmp_path / f"whole{suffix}")
+    store(tmp_path / f"whole{suffix}")
     raw = (tmp_path / f"whole{suffix}").read_bytes()
     rng = random.Random(suffix)
     target, path = net(1), tmp_path / f"damaged{suffix}"
@@ -331,7 +342,7 @@ def test_a_late_fault_takes_nothing(tmp_path: Path, chunks: tuple[int, ...] | No
     assert all(map(torch.equal, values(target), before))
 
 
-@pytest.mark.parametrize("suffix", [*FORMATS, ".mat", ".npy", ""])
+@pytest.mark.parametrize("suffix", [*FORMATS, ".mat", ".npy", ".npz", ""])
 def test_no_files(tmp_path: Path, suffix: str) -> None:
     pipe, folder = tmp_path / f"pipe{suffix}", tmp_path / f"folder{suffix}x{suffix}"
     os.mkfifo(pipe)
@@ -339,6 +350,55 @@ def test_no_files(tmp_path: Path, suffix: str) -> None:
     for path in (pipe, folder, tmp_path / f"missing{suffix}"):
         with pytest.raises(REFUSED, match=path.name):
             load(net(), path)
+
+
+def npy(shape: object, dtype: str = "<f4", body: bytes = b"", version: bytes = b"\1\0") -> bytes:
+    """A .npy file with a header of our own."""
+    text = str({"descr": dtype, "fortran_order": False, "shape": shape}).encode() + b"\n"
+    size = len(text).to_bytes(2 if version == b"\1\0" else 4, "little")
+    return b"\x93NUMPY" + version + size + text + body
+
+
+ARRAY = npy((3,), body=np.arange(3, dtype="<f4").tobytes())
+PICKLED = io.BytesIO()
+np.save(PICKLED, np.array([{}]), allow_pickle=True)
+WRONG_NPZ = {
+    "it holds no numbers, but [1] of object": {"ip|0": PICKLED.getvalue()},
+    "it holds no numbers, but [2] of |S1": {"ip|0": npy((2,), "|S1", b"ab")},
+    "it holds no numbers, but [1] of complex64": {"ip|0": npy((1,), "<c8", bytes(8))},
+    "[1099511627776] of float32 are ": {"ip|0": npy((2**40,))},
+    "[2, 3] of float32 are ": {"ip|0": npy((2, 3), body=bytes(20))},
+    "its shape is [-2, -3]": {"ip|0": npy((-2, -3), body=bytes(24))},
+    "its format (3, 0) is not that of an array": {"ip|0": npy((3,), version=b"\3\0")},
+    "magic string is not correct": {"ip|0": b"no array"},
+    "EOF: reading magic string": {"ip|0": b""},
+    "shape is not valid": {"ip|0": npy("x'")},
+    "Header info length": {"ip|0": npy((1,) * 9000)},
+    '"ip|00" is there twice': {"ip|0": ARRAY, "ip|00": ARRAY},
+    '"ip" is no blob of a layer': {"ip": ARRAY},
+}
+
+
+@pytest.mark.parametrize("message", WRONG_NPZ)
+def test_hostile_npz(tmp_path: Path, message: str) -> None:
+    with zipfile.ZipFile(tmp_path / "w.npz", "w") as file:
+        for name, raw in WRONG_NPZ[message].items():
+            file.writestr(f"{name}.npy", raw)
+    with pytest.raises(ValueError, match=r"w\.npz: ") as caught:
+        load(net(), tmp_path / "w.npz")
+    assert message in str(caught.value)
+
+
+def test_a_bomb_of_npz(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What no layer of the net can take is never unpacked, whoever's it is."""
+    size, read = 2**26, []
+    with zipfile.ZipFile(tmp_path / "w.npz", "w", zipfile.ZIP_DEFLATED) as file:
+        for name, shape in (("other|0", (size,)), ("conv1|0", (size,)), ("bn|0", (3,))):
+            file.writestr(f"{name}.npy", npy(shape, "<i1", bytes(shape[0])))
+    monkeypatch.setattr(npz.Blob, "expect_readable", lambda blob: read.append(blob.name))
+    with pytest.raises(SpecError, match=r"conv1.* has 2 blobs .* has 1 \[67108864\]"):
+        load(net(), tmp_path / "w.npz")
+    assert read == ["bn|0.npy"]
 
 
 HDF5_STATES = {

@@ -219,3 +219,48 @@ def test_match_param():
     assert errors_of(HEAD + "match_param: {image: a}") == [
         "3: match_param names two image blobs and two feature blobs"
     ]
+
+
+CONFIDENCE = HEAD + "- {name: c, type: Foo, bottom: x, top: [s, c]}\nmatch_param: "
+
+
+def test_match_param_of_a_confidence():
+    text = (
+        "{confidence: c, similarity: s, jump: 8, receptive_field: 43, margin: 8, longer_side: 300,"
+        " block: [x, s, c], block_jump: [4, 8], block_receptive_field: [11, 43]}"
+    )
+    match = graph(loads(CONFIDENCE + text)).match
+    assert (match.image, match.feature, match.confidence) == (("image1", "image2"), (), "c")
+    assert (match.downsampling_factor, match.receptive_field, match.margin) == (8, 43, 8)
+    assert (match.block, match.block_jump) == (("x", "s", "c"), (4, 8))
+    plain = graph(loads(CONFIDENCE + "{confidence: c}")).match
+    assert (plain.longer_side, plain.margin, plain.block) == (0, None, ())
+
+
+@pytest.mark.parametrize(
+    ("text", "messages"),
+    {
+        "{confidence: c, feature: [s, s]}": [
+            "match_param names a confidence or two features, not both"
+        ],
+        "{confidence: c, image: s}": ["match_param names two image blobs"],
+        "{similarity: s, margin: 3}": [
+            '"similarity" of match_param goes with a confidence',
+            '"margin" of match_param goes with a confidence',
+        ],
+        "{confidence: cc, block: [x, foo]}": [
+            'match_param: confidence "cc" is no blob of the net',
+            'match_param: block "foo" is no blob of the net',
+        ],
+        "{confidence: c, block: x, block_jump: [4, 8], block_receptive_field: [11, 19]}": [
+            "block_jump and block_receptive_field are as many, and no more than block: got 1, 2 and 2"
+        ],
+        "{confidence: c, block: x, block_receptive_field: 11}": [
+            "block_jump and block_receptive_field are as many, and no more than block: got 1, 0 and 1"
+        ],
+        "{confidence: c, longer_side: -1}": ["longer_side must be at least 0, got -1"],
+        "{confidence: c, block: x, block_jump: 0}": ["block_jump must be above 0, got 0"],
+    }.items(),
+)
+def test_mistakes_of_match_param(text, messages):
+    assert errors_of(CONFIDENCE + text) == [f"4: {message}" for message in messages]

@@ -122,9 +122,9 @@ def test_mismatches_are_located_and_nothing_is_filled(tmp_path):
 
 
 def test_other_kinds_of_files_are_refused(tmp_path):
-    (tmp_path / "w.npz").write_bytes(b"no weights")
-    with pytest.raises(SpecError, match="w.npz: not a Caffe model, or cut off"):
-        load(twins(), tmp_path / "w.npz")
+    (tmp_path / "w.bin").write_bytes(b"no weights")
+    with pytest.raises(SpecError, match="w.bin: not a Caffe model, or cut off"):
+        load(twins(), tmp_path / "w.bin")
     with pytest.raises(ValueError, match=r"saved as \.caffemodel, \.h5, \.safetensors or \.pth"):
         save(twins(), tmp_path / "w.npz")
 
@@ -247,7 +247,7 @@ def test_hdf5_that_fits_badly(tmp_path):
         load(twins(), tmp_path / "w.h5")
 
 
-@pytest.mark.parametrize("suffix", [".h5", ".safetensors", ".pth", ".mat"])
+@pytest.mark.parametrize("suffix", [".h5", ".safetensors", ".pth", ".mat", ".npz"])
 @pytest.mark.parametrize("raw", [b"", b"no weights", b"\x89HDF\r\n\x1a\n" + bytes(99)])
 def test_broken_files(tmp_path, suffix, raw):
     (tmp_path / f"w{suffix}").write_bytes(raw)
@@ -255,10 +255,46 @@ def test_broken_files(tmp_path, suffix, raw):
         load(twins(), tmp_path / f"w{suffix}")
 
 
-@pytest.mark.parametrize("suffix", ["", ".caffemodel", ".h5", ".safetensors", ".pth", ".mat"])
+@pytest.mark.parametrize("suffix", ["", ".caffemodel", ".h5", ".safetensors", ".pth", ".mat", ".npz"])
 def test_missing_files(tmp_path, suffix):
     with pytest.raises((SpecError, OSError), match="No such file"):
         load(twins(), tmp_path / f"w{suffix}")
+
+
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+def test_npz(write, tmp_path):
+    """Arrays of any kind of numbers and order, by layer and index; a mean is no layer."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        "conv.1/3x3|0": np.asfortranarray(rng.standard_normal((4, 3, 3, 3))).astype(">f8", order="K"),
+        "conv.1/3x3|1": np.arange(4, dtype=np.int16),
+        "ip|0": rng.standard_normal((1, 1, 2, 144)).astype(np.float16),
+        "ip|1": np.array([1, 2], np.longdouble),
+        "other|0": np.zeros(5),
+        "__mean_bgr_channel": np.array(["no", "numbers"]),
+    }
+    write(tmp_path / "w.npz", **arrays)
+    net = twins()
+    report = load(net, tmp_path / "w.npz")
+    assert report.filled == ("conv.1/3x3", "ip", "conv.1/3x3_p", "ip_p")
+    assert (report.missing, report.unused) == ((), ("other",))
+    for name, index in (("conv.1/3x3", 0), ("conv.1/3x3", 1), ("ip", 0), ("ip", 1)):
+        wanted = torch.from_numpy(arrays[f"{name}|{index}"].astype(np.float32))
+        assert torch.equal(net.params[name][index].data, wanted.reshape(net.params[name][index].shape))
+        assert torch.equal(net.params[f"{name}_p"][index], net.params[name][index])
+
+
+def test_npz_that_fits_badly(tmp_path):
+    np.savez(tmp_path / "w.npz", **{"ip|0": np.zeros((2, 144)), "ip|1": np.zeros(3)})
+    with pytest.raises(SpecError, match=r'layer "ip": bias is \[2\], in w.npz \[3\]'):
+        load(twins(), tmp_path / "w.npz")
+    np.savez(tmp_path / "w.npz", **{"ip|1": np.zeros(2)})
+    with pytest.raises(SpecError, match=r"ip.* has 2 blobs \[2, 144\], \[2\], w.npz has 1 \[2\]"):
+        load(twins(), tmp_path / "w.npz")
+    for name in ("ip", "ip|x", "|0", "ip|-1", "ip|0|", "ip|0.5"):
+        np.savez(tmp_path / "w.npz", **{name: np.zeros(2)})
+        with pytest.raises(ValueError, match="w.npz: .* is no blob of a layer: expected names such as"):
+            load(twins(), tmp_path / "w.npz")
 
 
 def test_legacy_axes(tmp_path):

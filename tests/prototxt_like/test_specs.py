@@ -198,8 +198,46 @@ def test_inclusions_do_not_explode(tmp_path: Path) -> None:
             f"layer: [{{include: {i + 1}.yaml}}, {{include: {i + 1}.yaml}}]"
         )
     (tmp_path / "20.yaml").write_text("layer: {name: a}")
-    with pytest.raises(SpecError, match="more than 64 files are included"):
+    with pytest.raises(SpecError, match="more than 256 files are included"):
         load(tmp_path / "0.yaml")
+
+
+def test_values_do_not_explode(tmp_path: Path) -> None:
+    for i in range(30):
+        entry = f'{{include: {i + 1}.yaml, with: {{x: "${{x}}${{x}}"}}}}'
+        (tmp_path / f"{i}.yaml").write_text(f"layer: [{entry}]")
+    (tmp_path / "30.yaml").write_text("layer: {name: '${x}'}")
+    with pytest.raises(SpecError, match="a text of more than 10,000 characters with its values"):
+        loads("layer: {include: 0.yaml, with: {x: ab}}", str(tmp_path / "net.yaml"))
+
+
+def test_values_keep_the_place_of_the_fragment() -> None:
+    tree = load(HERE / "valid" / "values.yaml")
+    names = {layer.value.text("name"): layer.value for layer in tree.all("layer")}
+    width = names["res2b"].get("convolution_param").value.get("num_output").value
+    assert (width.text, width.quoted, Path(width.span.source.name).name) == ("64", False, "block.yaml")
+    assert (width.span.line, width.span.column) == (7, 35)
+    slope = names["res2b_relu"].get("relu_param").value.get("negative_slope").value
+    assert (slope.text, slope.quoted, Path(slope.span.source.name).name) == (
+        "0.1",
+        False,
+        "rest.prototxt",
+    )
+    assert names["${plain}"]
+
+
+def test_a_quoted_value_is_a_string(tmp_path: Path) -> None:
+    (tmp_path / "part.yaml").write_text("layer: {n: '${n}'}")
+    for given, says in (("3", None), ('"3"', 'n: expected an integer, got the string "3"')):
+        tree = loads(f"layer: {{include: part.yaml, with: {{n: {given}}}}}", str(tmp_path / "net.yaml"))
+        (layer,) = tree.all("layer")
+        assert isinstance(layer.value, Message)
+        if says is None:
+            assert bind(Count, layer.value) == Count((3,))
+            continue
+        with pytest.raises(SpecError) as caught:
+            bind(Count, layer.value)
+        assert (caught.value.message, caught.value.span.line) == (says, 1)
 
 
 @pytest.mark.parametrize("name", ["", "a\0b.yaml", "."])

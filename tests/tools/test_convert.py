@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -140,6 +141,19 @@ def test_weights(suffix, tmp_path, monkeypatch, capsys):
     again = Net("net.yaml", seed=6, weights=f"new{suffix}")
     for ours, theirs in zip(again.params["a"], net.params["a"], strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_weights_of_npz(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("net.yaml").write_text(NET)
+    weight, bias = np.arange(6, dtype=np.float32).reshape(2, 3), np.ones(2, np.float32)
+    np.savez("net.npz", **{"a|0": weight, "a|1": bias, "__mean": np.zeros(3)})
+    with pytest.raises(SystemExit) as stop:
+        main(["convert", "net.npz", "new.safetensors", "--net", "net.yaml"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == "net.npz: filled 1 layers; saved in new.safetensors\n"
+    made = Net("net.yaml", weights="new.safetensors").params["a"]
+    assert [blob.tolist() for blob in made] == [weight.tolist(), bias.tolist()]
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ LEFT_OUT = {
 ADDED = {
     "BatchNormParameter.engine": "NVIDIA's fork writes it",
     "TransformationParameter.channel_order": "this library's own",
+    "TransformationParameter.std_value": "this library's own",
 }
 
 # Defaults that are not those of the message, and why.
