@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from cortado.layers._runtime.registry import find
+from cortado.layers._runtime.samples import Sample
 from cortado.tools import plain
 from cortado.tools.measuring import Call, backward, forward, nbytes, traffic
 from torch import Tensor
@@ -25,7 +26,7 @@ class Case:
     theirs: Callable[..., Tensor]
     leaves: Sequence[Tensor]
     differentiable: Sequence[int] = (0,)
-    product: bool = False  # the least of the forward is a matrix product, not memory traffic
+    products: Callable[..., Call] | None = None  # the least of the forward, if not memory traffic
 
     @property
     def directions(self) -> tuple[str, ...]:
@@ -48,12 +49,10 @@ class Case:
         return backward(function, self.leaves, self.differentiable)
 
     def _forward_floor(self) -> Call:
-        if not self.product:
-            with torch.no_grad():
-                return traffic(nbytes(*self.leaves, self.ours(*self.leaves)))
-        query, reference = self.leaves[0][0].mT.contiguous(), self.leaves[1][0].flatten(1)
-        tiles = [(tile, tile.new_empty(len(query), tile.shape[1])) for tile in reference.split(1024, 1)]
-        return lambda: [torch.mm(query, tile, out=out) for tile, out in tiles]
+        if self.products:
+            return self.products(*self.leaves)
+        with torch.no_grad():
+            return traffic(nbytes(*self.leaves, self.ours(*self.leaves)))
 
     def _backward_floor(self) -> Call:
         with torch.no_grad():
@@ -90,7 +89,7 @@ def cases() -> list[Case]:
                 lambda query, reference, k=(1, 5)[i]: plain.nearest(query, reference, k)[0],
                 _bottoms("KNN", i),
                 (0, 1),
-                product=True,
+                products=_distances,
             )
             for i in range(2)
         ),
@@ -117,7 +116,16 @@ def cases() -> list[Case]:
             (0, 1),
         ),
         *(_voting(regions) for regions in (500, 1000, 2000)),
+        *(_correlation(size) for size in ("paper", "large")),
+        *(_matching(size) for size in ("paper", "large")),
     ]
+
+
+def _distances(query: Tensor, reference: Tensor) -> Call:
+    """KNN's products, in tiles."""
+    wide, narrow = query[0].mT.contiguous(), reference[0].flatten(1)
+    tiles = [(tile, tile.new_empty(len(wide), tile.shape[1])) for tile in narrow.split(1024, 1)]
+    return lambda: [torch.mm(wide, tile, out=out) for tile, out in tiles]
 
 
 def _on_one_thread() -> Case:
@@ -151,8 +159,58 @@ def _voting(regions: int) -> Case:
     )
 
 
-def _bottoms(kind: str, i: int = 0) -> list[Tensor]:
-    sample = _entry(kind).samples("paper", np.random.default_rng(0))[i]
+def _correlation(size: str) -> Case:
+    """Five maps a side; the least are the products at each map's own size, of the cells that count."""
+    *maps, image_a, image_b = _bottoms("HyperpixelCorrelation", size=size)
+    layer = _entry("HyperpixelCorrelation")(_sample("HyperpixelCorrelation", size=size).params)
+    sides = maps[:5], maps[5:]
+    grid = [length for side in sides for length in side[0].shape[2:]]
+    kept = plain.kept_cells(layer.params, grid, image_a.shape[2:], image_b.shape[2:])
+
+    def products(*maps: Tensor) -> Call:
+        first = [(maps[0][..., *kept[:2]], maps[5][..., *kept[2:]])]
+        pairs = [
+            (a[0].flatten(1).mT.contiguous(), b[0].flatten(1))
+            for a, b in (*first, *zip(maps[1:5], maps[6:], strict=True))
+        ]
+        outs = [a.new_empty(len(a), b.shape[1]) for a, b in pairs]
+        return lambda: [torch.mm(*pair, out=out) for pair, out in zip(pairs, outs, strict=True)]
+
+    return Case(
+        f"HyperpixelCorrelation against upsampled maps, {_cells(kept)}",
+        lambda *maps: layer(*maps, image_a, image_b),
+        lambda *maps: plain.correlated(maps[:5], maps[5:], kept),
+        maps,
+        tuple(range(10)),
+        products,
+    )
+
+
+def _matching(size: str) -> Case:
+    similarity, image_a, image_b = _bottoms("RegularizedHoughMatching", size=size)
+    layer = _entry("RegularizedHoughMatching")(_sample("RegularizedHoughMatching", size=size).params)
+    sizes = tuple(image_a.shape[2:]), tuple(image_b.shape[2:])
+    kept = plain.kept_cells(layer.params, similarity.shape[1:], *sizes)
+    return Case(
+        f"RegularizedHoughMatching against index_add, {_cells(kept)}",
+        lambda similarity: layer(similarity, image_a, image_b),
+        lambda similarity: plain.matched(similarity, *sizes, kept, layer.params.jump),
+        [similarity],
+    )
+
+
+def _cells(kept: plain.Kept) -> str:
+    down_a, across_a, down_b, across_b = (part.stop - part.start for part in kept)
+    return f"{down_a * across_a:,} x {down_b * across_b:,} cells"
+
+
+def _sample(kind: str, i: int = 0, size: str = "paper") -> Sample:
+    sample: Sample = _entry(kind).samples(size, np.random.default_rng(0))[i]
+    return sample
+
+
+def _bottoms(kind: str, i: int = 0, size: str = "paper") -> list[Tensor]:
+    sample = _sample(kind, i, size)
     return [x.float() if x.is_floating_point() else x for x in sample.bottoms]
 
 

@@ -34,6 +34,7 @@ from cortado.tools.results import BACKWARD, COMPILED, OURS, PLAIN, Result
 
 from . import table
 from .gpu_cases import Task, gpu_cases, precision
+from .gpu_hyperpixels import hyperpixel_cases
 from .gpu_regions import region_cases
 from .training import Training
 
@@ -73,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def everything(small: bool) -> list[Any]:
-    return [*gpu_cases(small), *region_cases(small), Training(small)]
+    return [*gpu_cases(small), *region_cases(small), *hyperpixel_cases(small), Training(small)]
 
 
 def chosen(every: Sequence[Any], only: str) -> list[Task]:

@@ -318,7 +318,7 @@ class RegularizedHoughMatching(Layer):
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:
         if size == "paper":  # a real-time net's cells, and those of the others at 200 x 150 pixels
             return [
-                _sample(rng, "900 x 900 cells", (1, 28, 37, 28, 37), (225, 300), (225, 300), **FAST)
+                _sample(rng, "900 x 900 cells", (1, 30, 38, 30, 38), (240, 300), (240, 300), **FAST)
             ]
         if size == "large":
             return [

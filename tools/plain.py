@@ -320,7 +320,7 @@ def _correlated(params: Any, bottoms: Sequence[Tensor]) -> Tensor:
     images = bottoms[-2:] if params.margin is not None else ()
     count = (len(bottoms) - len(images)) // 2
     maps = bottoms[:count], bottoms[count : 2 * count]
-    sizes = [image.shape[2:] for image in images] or [(0, 0)] * 2
+    sizes: list[Sequence[int]] = [image.shape[2:] for image in images] or [(0, 0)] * 2
     grid = [length for side in maps for length in side[0].shape[2:]]
     return correlated(*maps, kept_cells(params, grid, *sizes), params.exponent, params.eps)
 

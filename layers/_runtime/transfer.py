@@ -66,9 +66,8 @@ class Steps:
             score[row, chosen] = matches.gather(1, best[:, None])[:, 0].double()
         if self.part.numel():
             raise_if((score.isnan() & wanted).any().reshape(1), "confidence: NaN")
-        column, row = index % max(across, 1), index // max(across, 1)
-        x = column + self.kept[3].start - self._indices(1)
-        y = row + self.kept[2].start - self._indices(0)[:, None]
+        x = index % max(across, 1) + self.kept[3].start - self._indices(1)
+        y = index // max(across, 1) + self.kept[2].start - self._indices(0)[:, None]
         found = torch.stack((x * self.jump, y * self.jump, score)).where(wanted, 0)
         return found if self.part[:1, :1].numel() else torch.full_like(found, torch.nan)
 
