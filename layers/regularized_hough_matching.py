@@ -92,28 +92,35 @@ class Space(NamedTuple):
     def of(cls, params: Params, grid: Shape, size_a: Size, size_b: Size) -> Space:
         """For a grid [H, W, H', W'] over images of (height, width)."""
         kept = (*params.grid(grid[:2], size_a), *params.grid(grid[2:], size_b))
-        total = [a + b for a, b in zip(size_a, size_b, strict=True)]
-        cell = math.sqrt(total[0] * total[1] / params.cells)
         down, across = (
-            torch.from_numpy(_operator(params, a, b, length, span, cell))
-            for a, b, length, span in zip(kept[:2], kept[2:], size_a, total, strict=True)
+            torch.from_numpy(_operator(params, bins))
+            for bins, _ in offset_bins(params, kept, size_a, size_b)
         )
         return cls(kept, down, across)
 
 
-def _operator(
-    params: Params, cells_a: slice, cells_b: slice, length: float, span: float, cell: float
-) -> np.ndarray:
+def offset_bins(
+    params: Params, kept: Sequence[slice], size_a: Size, size_b: Size
+) -> list[tuple[np.ndarray, int]]:
+    """The bin of each displacement ``[D]``, the least first, and the bins' number; along y, then x."""
+    spans = [a + b for a, b in zip(size_a, size_b, strict=True)]
+    cell = math.sqrt(math.prod(spans) / params.cells)
+    found = []
+    for a, b, length, span in zip(kept[:2], kept[2:], size_a, spans, strict=True):
+        step = np.arange(b.start - (a.stop - 1), b.stop - a.start, dtype=np.float32)
+        offset = np.float32(length) + np.float32(params.jump) * step
+        count = int(span / cell) + 1
+        bins = (offset / np.float32(cell)).astype(np.int64)
+        found.append((np.clip(bins, 0, count - 1), count))
+    return found
+
+
+def _operator(params: Params, bins: np.ndarray) -> np.ndarray:
     """M ``[D, D]`` along an axis, float64: symmetric, from one displacement's sum to another's vote."""
-    first, end = cells_b.start - (cells_a.stop - 1), cells_b.stop - cells_a.start
-    offset = np.float32(length) + np.float32(params.jump) * np.arange(first, end, dtype=np.float32)
-    count = int(span / cell) + 1
-    bins = np.clip((offset / np.float32(cell)).astype(np.int64), 0, count - 1)
-    away = np.abs(bins[:, None] - bins)
-    steps = np.arange(-(params.kernel_size // 2), params.kernel_size // 2 + 1)
-    weight = np.exp(-((away / params.sigma) ** 2) / 2)
-    weight /= np.exp(-((steps / params.sigma) ** 2) / 2).sum()
-    return np.where(away <= params.kernel_size // 2, weight, 0)
+    away, reach = np.abs(bins[:, None] - bins), params.kernel_size // 2
+    weight = np.exp(-((np.arange(max(reach, away.max(initial=0)) + 1) / params.sigma) ** 2) / 2)
+    weight[reach + 1 :] = 0
+    return (weight / (2 * weight.sum() - weight[0]))[away]
 
 
 def displacement_sums(weight: Callable[[int], Tensor], grid: Shape) -> Tensor:
