@@ -18,15 +18,17 @@ multiplies its channels.
     N = sum of U F^T F' U'^T:
 
 maps of one size are multiplied at that size, their sum ``[h, w, h', w']`` is upsampled along its four
-axes. The norm is that of the upsampled, concatenated hyperpixel, |f(p)|^2 = sum of (U F F^T U^T)(p, p):
-four cells of a map meet in p, so that it takes the products of each cell with itself and with its
-neighbours to the right, below, and along both diagonals, once per image. Lengths below ``eps`` count as
-``eps``. Arithmetic is in float32 or wider.
+axes. The length is that of the upsampled, concatenated hyperpixel, whose square is the sum of
+(U F F^T U^T)(p, p): four cells of a map meet in p, so that it takes the products of each cell with itself
+and with its neighbours to the right, below, and along both diagonals, once per image. Lengths below
+``eps`` count as ``eps``. Arithmetic is in float32 or wider; what rounding leaves of hyperpixels that
+cancel stays within 0 to 1. On CUDA the matrix products are torch's (cuBLAS), in float32, or TF32 where
+torch is told to; kernels do what surrounds them.
 
 Backward fills the gradients of all maps, and of the channel weights. With g the top's gradient,
-h = exponent cos^(exponent - 1) where the cosine is positive, else 0, and |p| the length of f(p),
+h = exponent cos^(exponent - 1) where the cosine is positive, else 0, and L(p) the length of f(p),
 
-    G(p, p') = g h / (|p| |p'|),    a(p) = -sum over p' of g h cos / |p|^2,
+    G(p, p') = g h / (L(p) L'(p')),    a(p) = -sum over p' of g h cos / L(p)^2,
     dF = U^T G U' F' + (U^T diag(a) U) F
 
 (a = 0 where the length is held at eps), and likewise for B.
@@ -50,9 +52,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ._runtime import autocast
+from ._runtime import autocast, cuda
 from ._runtime.cells import CellParams
 from ._runtime.checks import BlobError, Shape, expect_axes, expect_floating, kind_of, shapes
+from ._runtime.dispatch import use_cuda
 from ._runtime.fillers import FillerParams, parameter
 from ._runtime.layer import Layer
 from ._runtime.params import param, valid
@@ -102,7 +105,7 @@ def infer(params: Params, *bottoms: Shape) -> tuple[Shape]:
 class Axis(NamedTuple):
     """Along an axis, base cell i is ``1 - t[i]`` of a map's cell ``low[i]``, ``t[i]`` of the next."""
 
-    count: int
+    cells: int
     low: np.ndarray
     t: np.ndarray
 
@@ -115,9 +118,9 @@ class Axis(NamedTuple):
 
     def matrix(self, first: np.ndarray, second: np.ndarray, like: Tensor) -> Tensor:
         """``[kept, count]`` with ``first`` at the lower cell and ``second`` at the next."""
-        found, rows = np.zeros((len(self.low), self.count + 1)), np.arange(len(self.low))
+        found, rows = np.zeros((len(self.low), self.cells + 1)), np.arange(len(self.low))
         found[rows, self.low], found[rows, self.low + 1] = first, second
-        return torch.from_numpy(found[:, : self.count]).to(like)
+        return torch.from_numpy(found[:, : self.cells]).to(like)
 
     def up(self, like: Tensor) -> Tensor:
         """U."""
@@ -127,7 +130,7 @@ class Axis(NamedTuple):
         """What products of a cell with itself ``[kept, count]``, and with the next one
         ``[kept, count - 1]``, count in a squared length."""
         crossed = self.matrix(2 * self.t * (1 - self.t), 0 * self.t, like)
-        return self.matrix((1 - self.t) ** 2, self.t**2, like), crossed[:, : self.count - 1]
+        return self.matrix((1 - self.t) ** 2, self.t**2, like), crossed[:, : self.cells - 1]
 
 
 class Square(NamedTuple):
@@ -153,10 +156,11 @@ class Square(NamedTuple):
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[N, rows, columns]``."""
-        return sum(
+        found = (
             down @ (x[..., *one] * x[..., *other]).sum(1) @ across.mT
             for one, other, down, across in self.terms
         )
+        return sum(found, x.new_zeros(()))
 
     def backward(self, gradient: Tensor, x: Tensor, into: Tensor) -> None:
         """Adds to the map's gradient that of its squared lengths."""
@@ -169,7 +173,8 @@ class Square(NamedTuple):
 def squared_lengths(maps: Sequence[Tensor], kept: Sequence[slice]) -> Tensor:
     """|f|^2 ``[N, rows, columns]`` of the kept hyperpixels of an image's maps, the base first."""
     base = maps[0].shape[2:]
-    return sum(Square.of(x, base, kept)(x) for x in maps)
+    found = (Square.of(x, base, kept)(x).clamp_(min=0) for x in maps)  # below 0 by rounding
+    return sum(found, maps[0].new_zeros(()))
 
 
 class Upsampling(NamedTuple):
@@ -231,7 +236,7 @@ def cosines(
         for add in terms:
             add(rows, numerator)
         cosine = numerator.unflatten(2, (width, *other.shape[1:]))
-        cosine.mul_(one[:, rows, :, None, None]).mul_(other[:, None, None]).clamp_(min=0)
+        cosine.mul_(one[:, rows, :, None, None]).mul_(other[:, None, None]).clamp_(0, 1)
         yield rows, cosine
 
 
@@ -253,16 +258,12 @@ def groups(maps_a: Sequence[Tensor], maps_b: Sequence[Tensor]) -> list[Group]:
     for i, (a, b) in enumerate(zip(maps_a, maps_b, strict=True)):
         found.setdefault((*a.shape[2:], *b.shape[2:]), []).append(i)
     wide = _wide(maps_a[0])
-    return [
-        Group(
-            *(_joined([maps[i].to(wide) for i in members]) for maps in (maps_a, maps_b)), tuple(members)
-        )
-        for members in found.values()
-    ]
 
+    def joined(maps: Sequence[Tensor], members: list[int]) -> Tensor:
+        chosen = [maps[i].to(wide) for i in members]
+        return chosen[0] if len(chosen) == 1 else torch.cat(chosen, 1)
 
-def _joined(maps: list[Tensor]) -> Tensor:
-    return maps[0] if len(maps) == 1 else torch.cat(maps, 1)
+    return [Group(joined(maps_a, x), joined(maps_b, x), tuple(x)) for x in found.values()]
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -277,16 +278,17 @@ def forward(
     """The top; if it is to learn, the kept rectified cosines ``[N, P, Q]``; the squared lengths of both
     images' kept hyperpixels. All but the top float32 or wider."""
     base, *others = groups(maps_a, maps_b)
-    lengths = [squared_lengths(maps, part) for maps, part in _sides(maps_a, maps_b, kept)]
+    sides = _sides(maps_a, maps_b, kept)
+    lengths_a, lengths_b = (squared_lengths(maps, part) for maps, part in sides)
     terms = [_base_term(base, kept), *(added(product(x.a, x.b), base.sizes, kept) for x in others)]
     top = maps_a[0].new_zeros(len(base.a), *base.sizes)
-    cosine = base.a.new_empty(_kept_shape(kept, len(base.a))) if learns else None
+    cosine = base.a.new_empty(len(base.a), *_counts(kept)) if learns else None
     into = top[:, *kept]
-    for rows, found in cosines(terms, *lengths, params.eps):
+    for rows, found in cosines(terms, lengths_a, lengths_b, params.eps):
         if cosine is not None:
             cosine[:, rows] = found
         into[:, rows] = found if params.exponent == 1 else found.pow_(params.exponent)
-    return top, cosine, *lengths
+    return top, cosine, lengths_a, lengths_b
 
 
 def _base_term(base: Group, kept: Kept) -> Add:
@@ -329,7 +331,10 @@ def backward(
         inverse = 1 / length.clamp(min=params.eps)
         own[i] = (own[i] / 2 / squared).masked_fill_(length <= params.eps, 0)
         slope *= inverse[..., None, None] if i == 0 else inverse[:, None, None]
-    return _to_maps(slope, own, maps_a, maps_b, kept)
+    return _to_maps(slope, own, maps_a, maps_b, kept, _completed)
+
+
+Complete = Callable[[Tensor, Tensor, Shape, Sequence[slice], Tensor, torch.dtype], Tensor]
 
 
 def _to_maps(
@@ -338,6 +343,7 @@ def _to_maps(
     maps_a: Sequence[Tensor],
     maps_b: Sequence[Tensor],
     kept: Kept,
+    completed: Complete,
 ) -> list[Tensor]:
     """The maps' gradients of those of the kept numerators and of the squared lengths."""
     base, *others = groups(maps_a, maps_b)
@@ -349,13 +355,26 @@ def _to_maps(
         matches = given.flatten(3).flatten(1, 2)
         sides = (part.b.flatten(2) @ matches.mT, group.a), (part.a.flatten(2) @ matches, group.b)
         for side, (gradient, x) in enumerate(sides):
-            whole = _whole(gradient, x, kept[2 * side :][:2]) if group is base else gradient.view_as(x)
-            size = (base.a, base.b)[side].shape[2:]
-            Square.of(x, size, kept[2 * side :][:2]).backward(lengths[side], x, whole)
+            size, cells = (base.a, base.b)[side].shape[2:], kept[2 * side :][:2]
+            whole = completed(gradient, x, size, cells, lengths[side], maps_a[0].dtype)
             channels = [maps_a[i].shape[1] for i in group.members]
             for i, piece in zip(group.members, whole.split(channels, 1), strict=True):
-                found[side * count + i] = piece.to(maps_a[0].dtype)
+                found[side * count + i] = piece
     return found
+
+
+def _completed(
+    gradient: Tensor,
+    x: Tensor,
+    base: Shape,
+    kept: Sequence[slice],
+    lengths: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    """A map's gradient of its products', which has all of its cells or those kept, and its lengths'."""
+    whole = gradient.view_as(x) if gradient.numel() == x.numel() else _whole(gradient, x, kept)
+    Square.of(x, base, kept).backward(lengths, x, whole)
+    return whole.to(dtype)
 
 
 def _up(group: Group, base: Group, kept: Kept) -> Upsampling:
@@ -368,24 +387,210 @@ def _cut(base: Group, kept: Kept) -> Group:
 
 def _whole(gradient: Tensor, x: Tensor, kept: Sequence[slice]) -> Tensor:
     found = torch.zeros_like(x, memory_format=torch.contiguous_format)
-    part = found[..., *kept]
+    part = found[..., kept[0], kept[1]]
     part.copy_(gradient.view_as(part))
     return found
 
 
-def _kept_shape(kept: Kept, n: int) -> Shape:
-    return (n, *(part.stop - part.start for part in kept))
+def _counts(kept: Sequence[slice]) -> list[int]:
+    return [part.stop - part.start for part in kept]
 
 
 def _wide(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+kernels = cuda.Kernels(__file__)
+CHANNELS = 64  # of a map, that a block adds up
+SPAN, COLUMNS = 64, 4  # of matches a block takes SPAN cells of A and 32 COLUMNS of B
+
+
+def forward_cuda(
+    maps_a: Sequence[Tensor], maps_b: Sequence[Tensor], kept: Kept, params: Params, learns: bool = True
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    scalar = maps_a[0].dtype
+    found = groups(_dense(maps_a), _dense(maps_b))
+    lengths_a = _squared_lengths_cuda([x.a for x in found], kept[:2], scalar)
+    lengths_b = _squared_lengths_cuda([x.b for x in found], kept[2:], scalar)
+    base, *others = found
+    cut = _cut(base, kept)
+    numerator = product(cut.a, cut.b)
+    for x in others:
+        up = _up(x, base, kept)
+        columns = up.columns(product(x.a, x.b))
+        numerator.flatten(2).baddbmm_(up.down_a.expand(len(columns), -1, -1), columns)
+    top = maps_a[0].new_empty(len(base.a), *base.sizes)
+    kernels.launch(
+        "hyperpixel_correlation_finish",
+        numerator=numerator,
+        squared_a=lengths_a,
+        squared_b=lengths_b,
+        top=top,
+        keeps=learns,
+        exponent=params.exponent,
+        eps=params.eps,
+        grid=math.prod(top.shape[:3]) * min(math.prod(top.shape[3:]), 1),
+        block=cuda.threads(256),
+        **_place(base.sizes, kept),
+    )
+    return top, numerator if learns else None, lengths_a, lengths_b
+
+
+def _squared_lengths_cuda(maps: Sequence[Tensor], kept: Sequence[slice], scalar: torch.dtype) -> Tensor:
+    n, base = len(maps[0]), maps[0].shape[2:]
+    threads = cuda.threads(256)
+    squared = maps[0].new_empty(n, *_counts(kept))
+    for i, x in enumerate(maps):
+        channels, height, width = x.shape[1:]
+        pieces, tiles = -(-channels // CHANNELS), -(-height * width // 32)
+        partial = x.new_empty(n, pieces, 4, height, width)
+        kernels.launch(
+            "hyperpixel_correlation_products",
+            scalar=scalar,
+            x=x,
+            partial=partial,
+            channels=channels,
+            span=CHANNELS,
+            pieces=pieces,
+            tiles=tiles,
+            height=height,
+            width=width,
+            grid=n * pieces * tiles,
+            block=threads,
+        )
+        kernels.launch(
+            "hyperpixel_correlation_lengths",
+            scalar=scalar,
+            products=partial.sum(1),
+            squared=squared,
+            adds=i > 0,
+            total=squared.numel(),
+            grid=cuda.blocks(squared.numel(), threads),
+            block=threads,
+            base_h=base[0],
+            base_w=base[1],
+            **_side(x, kept),
+        )
+    return squared
+
+
+def backward_cuda(
+    top_gradient: Tensor,
+    maps_a: Sequence[Tensor],
+    maps_b: Sequence[Tensor],
+    cosine: Tensor,
+    lengths_a: Tensor,
+    lengths_b: Tensor,
+    kept: Kept,
+    params: Params,
+) -> list[Tensor]:
+    n, rows, columns = len(cosine), *(math.prod(x.shape[1:]) for x in (lengths_a, lengths_b))
+    pieces, strips = -(-rows // SPAN), -(-columns // (32 * COLUMNS))
+    slope = torch.empty_like(cosine)
+    along_a, along_b = cosine.new_empty(n, strips, rows), cosine.new_empty(n, pieces, columns)
+    kernels.launch(
+        "hyperpixel_correlation_slope",
+        top_gradient=top_gradient.contiguous(),
+        cosine=cosine,
+        squared_a=lengths_a,
+        squared_b=lengths_b,
+        slope=slope,
+        along_a=along_a,
+        along_b=along_b,
+        exponent=params.exponent,
+        eps=params.eps,
+        span=SPAN,
+        pieces=pieces,
+        strips=strips,
+        grid=n * pieces * strips,
+        block=cuda.threads(256),
+        constants={"COLUMNS": COLUMNS},
+        **_place(top_gradient.shape[1:], kept),
+    )
+    own = [torch.empty_like(x) for x in (lengths_a, lengths_b)]
+    for partial, squared, found in zip((along_a, along_b), (lengths_a, lengths_b), own, strict=True):
+        kernels.launch(
+            "hyperpixel_correlation_own",
+            scalar=top_gradient.dtype,
+            partial=partial,
+            squared=squared,
+            own=found,
+            total=found.numel(),
+            pieces=partial.shape[1],
+            cells=partial.shape[2],
+            eps=params.eps,
+            grid=cuda.blocks(found.numel(), cuda.threads(256)),
+            block=cuda.threads(256),
+        )
+    return _to_maps(slope, own, _dense(maps_a), _dense(maps_b), kept, _completed_cuda)
+
+
+def _completed_cuda(
+    gradient: Tensor,
+    x: Tensor,
+    base: Shape,
+    kept: Sequence[slice],
+    lengths: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    threads = cuda.threads(256)
+    stencil = x.new_empty(len(x), 4, *x.shape[2:])
+    cells = stencil.numel() // 4
+    kernels.launch(
+        "hyperpixel_correlation_stencil",
+        scalar=dtype,
+        own=lengths,
+        stencil=stencil,
+        total=cells,
+        grid=cuda.blocks(cells * 32, threads),
+        block=threads,
+        base_h=base[0],
+        base_w=base[1],
+        **_side(x, kept),
+    )
+    found = torch.empty_like(x, dtype=dtype)
+    whole = gradient.numel() == x.numel()
+    part = [slice(0, count) for count in x.shape[2:]] if whole else kept
+    kernels.launch(
+        "hyperpixel_correlation_gradient",
+        product=gradient,
+        x=x,
+        stencil=stencil,
+        gradient=found,
+        total=found.numel(),
+        channels=x.shape[1],
+        grid=cuda.blocks(found.numel(), threads),
+        block=threads,
+        **_side(x, part),
+    )
+    return found
+
+
+def _side(x: Tensor, kept: Sequence[slice]) -> dict[str, int]:
+    """A map's size and the part of a grid that counts."""
+    sizes = dict(zip(("height", "width"), x.shape[2:], strict=True))
+    starts = dict(zip(("top", "left"), (part.start for part in kept), strict=True))
+    return sizes | starts | dict(zip(("kept_h", "kept_w"), _counts(kept), strict=True))
+
+
+def _place(grid: Shape, kept: Kept) -> dict[str, int]:
+    """The grid [H, W, H', W'] and the part of it that counts."""
+    names = ("top_a", "left_a", "top_b", "left_b"), ("kept_h_a", "kept_w_a", "kept_h_b", "kept_w_b")
+    starts = dict(zip(names[0], (part.start for part in kept), strict=True))
+    counts = dict(zip(names[1], _counts(kept), strict=True))
+    return dict(zip(("h_a", "w_a", "h_b", "w_b"), grid, strict=True)) | starts | counts
+
+
+def _dense(maps: Sequence[Tensor]) -> list[Tensor]:
+    return [x.contiguous() for x in maps]
+
+
 class Function(torch.autograd.Function):
     @staticmethod
     def forward(kept: Kept, params: Params, learns: bool, *maps: Tensor) -> tuple[Tensor | None, ...]:
         half = len(maps) // 2
-        return forward(maps[:half], maps[half:], kept, params, learns)
+        path = forward_cuda if use_cuda(*maps) else forward
+        return path(maps[:half], maps[half:], kept, params, learns)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
@@ -400,7 +605,8 @@ class Function(torch.autograd.Function):
         cosine, lengths_a, lengths_b, *maps = ctx.saved_tensors
         half = len(maps) // 2
         saved = maps[:half], maps[half:], cosine, lengths_a, lengths_b, ctx.kept, ctx.params
-        return None, None, None, *backward(top_gradient, *saved)
+        path = backward_cuda if use_cuda(top_gradient, *maps) else backward
+        return None, None, None, *path(top_gradient, *saved)
 
 
 def hyperpixel_correlation(
@@ -453,7 +659,7 @@ def _correlate(
         scale = [x[:, None, None] for x in weights] * 2
         named = {name: x * s for (name, x), s in zip(named.items(), scale, strict=True)}
     lengths = [size_of(name, size) for name, size in zip(names, sizes, strict=True)] or [(0, 0)] * 2
-    kept = (*params.grid(grid[:2], lengths[0]), *params.grid(grid[2:], lengths[1]))
+    kept = (*params.grid((*grid[:2],), lengths[0]), *params.grid((*grid[2:],), lengths[1]))
     learns = torch.is_grad_enabled() and any(x.requires_grad for x in named.values())
     top: Tensor = autocast.apply(Function, kept, params, learns, *named.values())[0]
     return top
@@ -496,7 +702,7 @@ class HyperpixelCorrelation(Layer):
             return [_photographs(rng, "900 x 900 cells", (512, 28, 38), (512, 28, 38), 8.0, 43)]
         if size == "large":  # ResNet-50's best: res2b in place of res3a
             return [_photographs(rng, "3300 x 3300 cells", (256, 53, 75), (512, 27, 38), 4.0, 27)]
-        small = {"jump": 4.0, "receptive_field": 11, "margin": 2.0}
+        small: dict[str, Any] = {"jump": 4.0, "receptive_field": 11, "margin": 2.0}
         return [
             _sample(
                 rng,
@@ -518,6 +724,23 @@ class HyperpixelCorrelation(Layer):
                 rng, "a margin", [(2, 5, 6), (2, 3, 3)], [(2, 6, 5), (2, 3, 3)], images=True, **small
             ),
             _sample(
+                rng,
+                "many cells and channels",
+                [(1, 5, 13), (65, 2, 3)],
+                [(1, 3, 43), (65, 2, 2)],
+                n=2,
+                check=False,
+            ),
+            _sample(
+                rng,
+                "a margin that leaves nothing",
+                [(2, 3, 3), (1, 2, 2)],
+                [(2, 3, 3), (1, 2, 2)],
+                images=True,
+                check=False,
+                margin=0.0,
+            ),
+            _sample(
                 rng, "weights", [(3, 3, 2), (2, 2, 2)], [(3, 2, 3), (2, 2, 2)], channel_weights=True
             ),
         ]
@@ -532,7 +755,7 @@ def _photographs(
     receptive_field: int,
 ) -> Sample:
     """Two images of 300 x 212 pixels, by five maps of a ResNet-50."""
-    cells = {"jump": jump, "receptive_field": receptive_field, "margin": jump}
+    cells: dict[str, Any] = {"jump": jump, "receptive_field": receptive_field, "margin": jump}
     maps: list[Shape] = [base, second, *[(1024, 14, 19)] * 3]
     return _sample(rng, name, maps, maps, images=(212, 300), **cells)
 
@@ -545,6 +768,7 @@ def _sample(
     n: int = 1,
     signs: tuple[int, ...] = (),
     images: bool | tuple[int, int] = False,
+    check: bool = True,
     **options: Any,
 ) -> Sample:
     """Maps of any sign, or with ``signs`` positive ones, those of B times one for each item."""
@@ -555,4 +779,4 @@ def _sample(
         maps = [x.abs() * sign ** int(i >= len(maps_a)) for i, x in enumerate(maps)]
     sizes = (images, images) if isinstance(images, tuple) else ((16, 20), (20, 16))
     last = [torch.zeros(1, 1, *size, dtype=torch.float64) for size in sizes] if images else []
-    return Sample(params, (*maps, *last), tuple(range(len(maps))), name=name)
+    return Sample(params, (*maps, *last), tuple(range(len(maps))), name=name, check_gradient=check)

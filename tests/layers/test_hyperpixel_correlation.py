@@ -159,6 +159,19 @@ def test_a_map_of_zeros_gives_zeros_and_no_gradient():
     assert not a.grad.any()
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_hyperpixel_that_cancels_is_still_a_cosine(seed):
+    """A sixth of the way from f to -5 f lies 0: in single precision any small number, of any sign."""
+    generator = torch.Generator().manual_seed(seed)
+    f, b = (torch.randn(1, 8, 1, count, generator=generator) for count in (1, 5))
+    a = (f * torch.tensor([1.0, -5])).requires_grad_()
+    bases = torch.zeros(1, 1, 1, 7), torch.zeros(1, 1, 1, 5)
+    top = hyperpixel_correlation([bases[0], a], [bases[1], b])
+    assert top.min() == 0
+    assert 0 < top.max() <= 1
+    assert torch.autograd.grad(top.sum(), a)[0].isfinite().all()
+
+
 def test_hand_computed():
     """A map of two cells upsampled to three: its middle one is the mean, of length sqrt(1/2)."""
     base = torch.zeros(1, 1, 1, 3), torch.zeros(1, 1, 1, 1)
