@@ -31,7 +31,8 @@ class Branches:
     """The parts of a net by what they look at: either of two images, or both.
 
     images: the names of the two inputs; wanted: blobs of the net. What these do not need is left out.
-    Nothing has a gradient. ``twins`` says whether the branches are one, with shared parameters.
+    Nothing has a gradient. ``twins`` says whether the branches are one: the same layers, with shared
+    parameters.
     """
 
     def __init__(self, net: Net, images: Sequence[str], wanted: Iterable[str]) -> None:
@@ -42,9 +43,7 @@ class Branches:
         needed = list(_needed(steps, {*self.wanted.values()}))
         self.sides, self.meeting = _split(needed, self.images)
         self.read = {x for wired in self.meeting for x in wired.reads} | {*self.wanted.values()}
-        twin_of = {made.node.name: made.node.twin_of for made in net.built.layers}
-        first, second = ([wired.step.name for wired in side] for side in self.sides)
-        self.twins = first == [twin_of[name] for name in second]
+        self.twins = self._alike()
 
     @torch.no_grad()
     def describe(self, image: torch.Tensor) -> Values:
@@ -65,6 +64,22 @@ class Branches:
         value = self.wanted[name]
         steps = list(_needed(self.meeting, {value}))
         return self._run(steps, values, {value})[value]
+
+    def _alike(self) -> bool:
+        """Whether the sides do the same, step by step, with the same parameters."""
+        if [len(wired.makes) for wired in self.sides[0]] != [
+            len(wired.makes) for wired in self.sides[1]
+        ]:
+            return False
+        twin = dict(zip(*map(self._values, (0, 1)), strict=True))
+        return all(
+            type(a.step.layer) is type(b.step.layer)
+            and a.step.layer.params == b.step.layer.params
+            and a.step.layer.training == b.step.layer.training
+            and [*map(id, a.step.layer.blobs)] == [*map(id, b.step.layer.blobs)]
+            and tuple(map(twin.get, a.reads)) == b.reads
+            for a, b in zip(*self.sides, strict=True)
+        )
 
     def _values(self, side: int) -> list[Value]:
         return [self.images[side], *(x for wired in self.sides[side] for x in wired.makes)]

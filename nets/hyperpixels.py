@@ -33,6 +33,12 @@ def blocks(message: Message) -> tuple[str, ...]:
     return _match(message)[1].block
 
 
+def bases(message: Message) -> range:
+    """The ids of those that may come first, as :func:`blocks` raises."""
+    match = _match(message)[1]
+    return range(min(len(match.block), *map(len, (match.block_jump, match.block_receptive_field))))
+
+
 def choose(message: Message, ids: Sequence[int]) -> Message:
     """The spec with hyperpixels of the blocks with these ids, in whatever order they are given.
 

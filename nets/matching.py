@@ -81,6 +81,10 @@ class Matcher:
                 f"matching gives the net {', '.join(self.params.image)}; in the stage deploy its inputs"
             )
             raise SpecError(f"{text} are {', '.join(self.net.inputs) or 'none'}", message.span)
+        for name in self._wanted():
+            if name not in self.net.blob_shapes:
+                text = f'match_param: "{name}" is no blob of the net in the stage deploy'
+                raise SpecError(text, message.span)
         self.net.to(device)
         self.branches = Branches(self.net, self.params.image, self._wanted())
         self.cells = CellParams(
@@ -152,11 +156,19 @@ class Matcher:
         return moved[0], score[0]
 
     def _confidence(self, one: Description, other: Description, nearest: bool) -> torch.Tensor:
+        return self.branches.compare(one.values, other.values, self.compared(nearest))
+
+    def compared(self, nearest: bool = False) -> str:
+        """The blob that says how well cells match, or nearest neighbours are; raises :class:`SpecError`
+        where the net has none."""
         name = self.params.similarity if nearest else self.params.confidence
         if not name:
-            text = 'nearest neighbours need the name of a "similarity" in match_param'
+            what, field = (
+                ("nearest neighbours need", "similarity") if nearest else ("a flow needs", "confidence")
+            )
+            text = f'{what} the name of a "{field}" in match_param'
             raise SpecError(text, self.net.graph.message.span)
-        return self.branches.compare(one.values, other.values, name)
+        return name
 
     def flow(self, image1: np.ndarray | Description, image2: np.ndarray | Description) -> Array:
         """Where each pixel of image 1 goes, [2, H, W] in x and y, of a net that has a confidence.

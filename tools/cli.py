@@ -12,6 +12,7 @@ import click
 import cortado
 
 COMMANDS = (
+    "beam_search",
     "bench",
     "check",
     "convert",
@@ -19,6 +20,7 @@ COMMANDS = (
     "demo_scnet",
     "device_query",
     "draw",
+    "evaluate",
     "gradcheck",
     "kernels",
     "match",

@@ -10,13 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import device_options, expect_distinct, expect_folder, plugins, the_device
+from .options import (
+    device_options,
+    expect_distinct,
+    expect_folder,
+    layer_ids,
+    plugins,
+    the_device,
+    with_layers,
+)
 
 if TYPE_CHECKING:
     import numpy as np
 
 PICTURES = (".png", ".jpg", ".pdf", ".svg")
-COLUMNS = ("x1", "y1", "x2", "y2", "distance")
+COLUMNS = ("x1", "y1", "x2", "y2")
 
 
 @click.command()
@@ -28,6 +36,7 @@ COLUMNS = ("x1", "y1", "x2", "y2", "distance")
 @click.option("--out", required=True, type=click.Path(dir_okay=False), help="Where the matches go.")
 @click.option("--plot", type=click.Path(dir_okay=False), help="A picture of the matches.")
 @click.option("--json", "as_json", is_flag=True, help="Say what was written as a JSON object.")
+@layer_ids
 @device_options
 @plugins
 def command(
@@ -39,6 +48,7 @@ def command(
     out: str,
     plot: str | None,
     as_json: bool,
+    layers: tuple[int, ...] | None,
     **options: Any,
 ) -> None:
     """Match IMAGE1 to IMAGE2 and write x1,y1,x2,y2,distance in the pixels of the images as given.
@@ -46,9 +56,14 @@ def command(
     Without --points the cells of the feature map that lie inside IMAGE1 are matched. Coordinates
     are 0-based with pixel centres at integers; distance is Euclidean in feature space.
 
+    Of a net whose match_param names a confidence, the last column is confidence, the higher the
+    better, and cells that the net's margin leaves out are no points. A point that lies in no cell's
+    box has no match: nan,nan,nan.
+
     \b
     cortado match left.png right.png --net ucn_demo_hn.yaml \\
         --weights demo_out/ucn_hn.safetensors --out matches.csv --plot matches.png
+    cortado match a.jpg b.jpg --net hpf_resnet50 --weights resnet50.npz --out matches.csv
     """
     import numpy as np
     from cortado.nets.matching import Matcher
@@ -62,19 +77,21 @@ def command(
     if plot and Path(plot).suffix.lower() not in PICTURES:
         raise click.BadParameter(f"--plot: expected a file ending in {', '.join(PICTURES)}, got {plot}")
     first, second = open_image(image1), open_image(image2)
-    matcher = Matcher(spec, weights, device=the_device(options))
+    matcher = Matcher(with_layers(spec, layers), weights, device=the_device(options))
     queries = matcher.grid(first) if points is None else read_points(points, first)
-    matched, distance = matcher.match(first, second, queries)
-    rows = np.column_stack([queries, matched, distance])
-    write_matches(out, rows)
+    matched, measure = matcher.match(first, second, queries)
+    rows = np.column_stack([queries, matched, measure])
+    lost = int(np.isnan(matched).any(1).sum())
+    write_matches(out, rows, matcher.measure)
     if plot:
         from .pictures import draw_matches
 
         draw_matches(plot, first, second, rows)
     if as_json:
-        click.echo(json.dumps({"matches": len(rows), "out": out, "plot": plot}))
+        click.echo(json.dumps({"matches": len(rows), "lost": lost, "out": out, "plot": plot}))
         return
-    click.echo(f"{len(rows)} matches written to {out}")
+    nowhere = f", {lost} of them nan: in no cell's box" if lost else ""
+    click.echo(f"{len(rows)} matches written to {out}{nowhere}")
     if plot:
         click.echo(f"picture written to {plot}")
 
@@ -127,14 +144,15 @@ def _point(row: dict[str, str], where: str, image: np.ndarray) -> tuple[float, f
     return x, y
 
 
-def write_matches(path: str, rows: np.ndarray) -> None:
-    """Write the matches as a CSV; the file is replaced whole or not at all."""
+def write_matches(path: str, rows: np.ndarray, measure: str) -> None:
+    """Write the matches as a CSV, in whose last column the measure stands; the file is replaced whole
+    or not at all."""
     from cortado.prototxt_like.files import replace_file
 
     def write(beside: Path) -> None:
         with open(beside, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(COLUMNS)
+            writer.writerow((*COLUMNS, measure))
             writer.writerows([f"{value:.6g}" for value in row] for row in rows)
 
     replace_file(path, write)

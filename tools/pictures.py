@@ -27,12 +27,14 @@ def draw_matches(
 ) -> None:
     """Save two images side by side with lines between matches.
 
-    rows: [P, 4 or more], x1, y1, x2, y2 in pixels; at most ``most`` are drawn, evenly chosen.
+    rows: [P, 4 or more], x1, y1, x2, y2 in pixels; at most ``most`` are drawn, evenly chosen of those
+    that are not NaN.
     error: pixels [P]; a match is green where it is at most ``limit`` and red beyond, with the error
     written at its end. Without it lines are coloured by place.
     """
-    figure, axes, right = _side_by_side(image1, image2, title)
-    for i in np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)):
+    figure, axes, (_, right) = _side_by_side([image1, image2], title)
+    known = np.flatnonzero(np.isfinite(rows[:, :4]).all(1))
+    for i in known[np.unique(np.linspace(0, len(known) - 1, min(most, len(known))).astype(int))]:
         x1, y1, x2, y2 = rows[i, :4]
         color = _color(None if error is None else float(error[i]), y1 / max(1, image1.shape[0]), limit)
         axes.plot([x1, x2 + right], [y1, y2], "-o", color=color, lw=0.8, ms=2.5)
@@ -60,7 +62,7 @@ def draw_regions(
     """
     from matplotlib.patches import Rectangle
 
-    figure, axes, right = _side_by_side(image1, image2, title)
+    figure, axes, (_, right) = _side_by_side([image1, image2], title)
     for i in np.unique(np.linspace(0, len(boxes1) - 1, min(most, len(boxes1))).astype(int)):
         color = "#22cc44" if overlap[i] > limit else "#ee2233"
         for (x1, y1, x2, y2), shift in ((boxes1[i], 0), (boxes2[i], right)):
@@ -72,17 +74,36 @@ def draw_regions(
     replace_file(path, figure.savefig)
 
 
+def draw_warped(
+    path: str | Path, image1: np.ndarray, image2: np.ndarray, flow: np.ndarray, title: str = ""
+) -> None:
+    """Save image 1, image 2, and image 1 warped to image 2.
+
+    flow: pixels [2, H, W] in x and y from each pixel of image 2 to the one of image 1 that is shown
+    there, interpolated between pixels; white where it is NaN or leads out of image 1.
+    """
+    from scipy.ndimage import map_coordinates
+
+    y, x = np.indices(image2.shape[:2])
+    places = np.nan_to_num(np.stack([y + flow[1], x + flow[0]]), nan=-2)
+    channels = image1.astype(float).transpose(2, 0, 1)
+    warped = [map_coordinates(each, places, order=1, cval=255) for each in channels]
+    images = [image1, image2, np.stack(warped, 2).round().astype(np.uint8)]
+    figure, _, _ = _side_by_side(images, title)
+    replace_file(path, figure.savefig)
+
+
 def _side_by_side(
-    image1: np.ndarray, image2: np.ndarray, title: str, gap: int = 8
-) -> tuple[Figure, Axes, int]:
-    """A figure of two images, its axes, and where the second image begins."""
+    images: Sequence[np.ndarray], title: str, gap: int = 8
+) -> tuple[Figure, Axes, tuple[int, ...]]:
+    """A figure of images, its axes, and where each image begins."""
     from matplotlib.figure import Figure
 
-    right = image1.shape[1] + gap
-    width, height = right + image2.shape[1], max(image1.shape[0], image2.shape[0])
+    begins = tuple(sum(each.shape[1] + gap for each in images[:i]) for i in range(len(images)))
+    width, height = begins[-1] + images[-1].shape[1], max(each.shape[0] for each in images)
     canvas = np.full((height, width, 3), 255, np.uint8)
-    canvas[: image1.shape[0], : image1.shape[1]] = image1
-    canvas[: image2.shape[0], right:] = image2
+    for left, each in zip(begins, images, strict=True):
+        canvas[: each.shape[0], left : left + each.shape[1]] = each
     zoom = max(1.0, 800 / width)  # titles and numbers stay readable
     size = (width * zoom / 100, height * zoom / 100 + 0.4)
     figure = Figure(figsize=size, dpi=100, layout="constrained")
@@ -90,7 +111,7 @@ def _side_by_side(
     axes.imshow(canvas)
     axes.set_axis_off()
     axes.set_title(title)
-    return figure, axes, right
+    return figure, axes, begins
 
 
 def draw_curves(path: str | Path, curves: Mapping[str, Sequence[float]], x: str, y: str) -> None:
