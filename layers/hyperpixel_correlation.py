@@ -21,9 +21,9 @@ maps of one size are multiplied at that size, their sum ``[h, w, h', w']`` is up
 axes. The length is that of the upsampled, concatenated hyperpixel, whose square is the sum of
 (U F F^T U^T)(p, p): four cells of a map meet in p, so that it takes the products of each cell with
 itself and with its neighbours to the right, below, and along both diagonals, once per image. Lengths
-below ``eps`` count as ``eps``. Arithmetic is in float32 or wider; what rounding leaves of hyperpixels that
-cancel stays within 0 to 1. On CUDA the matrix products are torch's (cuBLAS), in float32, or TF32 where
-torch is told to; kernels do what surrounds them.
+below ``eps`` count as ``eps``. Arithmetic is in float32 or wider; what rounding leaves of hyperpixels
+that cancel stays within 0 to 1. On CUDA the matrix products are torch's (cuBLAS), in float32, or TF32
+where torch is told to; kernels do what surrounds them.
 
 Backward fills the gradients of all maps, and of the channel weights. With g the top's gradient,
 h = exponent cos^(exponent - 1) where the cosine is positive, else 0, and L(p) the length of f(p),

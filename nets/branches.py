@@ -127,7 +127,7 @@ def _split(
     """Those that look at one image alone, by image, and those that look at both, or at none."""
     seen: dict[Value, frozenset[int]] = {image: frozenset({i}) for i, image in enumerate(images)}
     sides: tuple[list[Wired], list[Wired]] = ([], [])
-    meeting = []
+    meeting: list[Wired] = []
     for wired in steps:
         at = frozenset[int]().union(*(seen.get(x, frozenset({0, 1})) for x in wired.reads))
         seen.update(dict.fromkeys(wired.makes, at if len(at) == 1 else frozenset({0, 1})))

@@ -183,7 +183,7 @@ class Matcher:
 
     def grid(self, image: np.ndarray) -> np.ndarray:
         """The image points [P, 2] of a map's cells that lie inside an image, and take part."""
-        size = limited_size(*image.shape[:2], self.params.longer_side)
+        size = limited_size(image.shape[0], image.shape[1], self.params.longer_side)
         ratio = max(size) / max(image.shape[:2])
         step, offset = self.params.downsampling_factor, self.params.coordinate_offset
         axes = [np.arange(offset, length, step) for length in size]

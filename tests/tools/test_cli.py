@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import skimage.data
 import skimage.io
+import small_hyperpixel_net
 import torch
+from cortado.nets.matching import Matcher
 from cortado.nets.net import Net
 from cortado.nets.specs import path
 from cortado.nets.weights import save
@@ -149,6 +151,32 @@ def test_match_at_given_points(folder, capfd):
         rows = list(csv.DictReader(file))
     assert [(row["x1"], row["y1"]) for row in rows] == [("60", "60"), ("80.5", "40")]
     assert all(float(row["x2"]) % 4 == 0 for row in rows)
+
+
+def test_match_by_a_confidence(folder, capfd):
+    spec, weights = small_hyperpixel_net.written(folder)
+    (folder / "points.csv").write_text("x1,y1\n60,60\n0.5,40\n80.5,40\n")
+    arguments = ["a.png", "b.png", "--net", spec, "--weights", weights, "--out", "m.csv"]
+    code, out, _ = run(capfd, "match", *arguments, "--points", "points.csv", "--plot", "plot.png")
+    assert code == 0
+    assert out.startswith("3 matches written to m.csv, 1 of them nan: in no cell's box\n")
+    matcher, images = Matcher(spec, weights), [skimage.io.imread(f"{name}.png") for name in "ab"]
+    with open("m.csv") as file:
+        head, *rows = csv.reader(file)
+    assert head == ["x1", "y1", "x2", "y2", "confidence"]
+    found, confidence = matcher.match(*images, np.array([[60, 60], [0.5, 40], [80.5, 40]]))
+    np.testing.assert_allclose(np.array(rows, float)[:, 2:4], found, rtol=1e-5)
+    np.testing.assert_allclose(np.array(rows, float)[:, 4], confidence, rtol=1e-5)
+    assert rows[1] == ["0.5", "40", "nan", "nan", "nan"]
+    code, out, _ = run(capfd, "match", *arguments, "--layers", "1", "--json")
+    assert json.loads(out) == {
+        "matches": 15 * 20 - 20 - 15 + 1,
+        "lost": 0,
+        "out": "m.csv",
+        "plot": None,
+    }
+    code, _, err = run(capfd, *MATCH, *WEIGHTS, "--out", "m.csv", "--layers", "1")
+    assert (code, "the net has no blocks to choose from" in err) == (2, True)
 
 
 @pytest.mark.parametrize(
