@@ -67,9 +67,8 @@ class Branches:
 
     def _alike(self) -> bool:
         """Whether the sides do the same, step by step, with the same parameters."""
-        if [len(wired.makes) for wired in self.sides[0]] != [
-            len(wired.makes) for wired in self.sides[1]
-        ]:
+        first, second = ([len(wired.makes) for wired in side] for side in self.sides)
+        if first != second:
             return False
         twin = dict(zip(*map(self._values, (0, 1)), strict=True))
         return all(

@@ -77,20 +77,24 @@ def draw_regions(
 def draw_warped(
     path: str | Path, image1: np.ndarray, image2: np.ndarray, flow: np.ndarray, title: str = ""
 ) -> None:
-    """Save image 1, image 2, and image 1 warped to image 2.
+    """Save image 1, image 2, and image 1 :func:`warped` to image 2 by the flow of image 2."""
+    figure, _, _ = _side_by_side([image1, image2, warped(image1, flow)], title)
+    replace_file(path, figure.savefig)
 
-    flow: pixels [2, H, W] in x and y from each pixel of image 2 to the one of image 1 that is shown
-    there, interpolated between pixels; white where it is NaN or leads out of image 1.
+
+def warped(image: np.ndarray, flow: np.ndarray) -> np.ndarray:
+    """An image [h, w, 3] as a flow shows it, uint8 [H, W, 3].
+
+    flow: pixels [2, H, W] in x and y, from each pixel of the result to the point of the image that is
+    shown there, interpolated between pixels; white where it is NaN or leads out of the image.
     """
     from scipy.ndimage import map_coordinates
 
-    y, x = np.indices(image2.shape[:2])
+    y, x = np.indices(flow.shape[1:])
     places = np.nan_to_num(np.stack([y + flow[1], x + flow[0]]), nan=-2)
-    channels = image1.astype(float).transpose(2, 0, 1)
-    warped = [map_coordinates(each, places, order=1, cval=255) for each in channels]
-    images = [image1, image2, np.stack(warped, 2).round().astype(np.uint8)]
-    figure, _, _ = _side_by_side(images, title)
-    replace_file(path, figure.savefig)
+    channels = image.astype(float).transpose(2, 0, 1)
+    shown = [map_coordinates(each, places, order=1, cval=255) for each in channels]
+    return np.stack(shown, 2).round().astype(np.uint8)
 
 
 def _side_by_side(

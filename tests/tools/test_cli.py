@@ -170,12 +170,12 @@ def test_match_by_a_confidence(folder, capfd):
     assert rows[1] == ["0.5", "40", "nan", "nan", "nan"]
     code, out, _ = run(capfd, "match", *arguments, "--layers", "1", "--json")
     assert json.loads(out) == {
-        "matches": 15 * 20 - 20 - 15 + 1,
+        "matches": 15 * 20,
         "lost": 0,
         "out": "m.csv",
         "plot": None,
     }
-    code, _, err = run(capfd, *MATCH, *WEIGHTS, "--out", "m.csv", "--layers", "1")
+    code, _, err = run(capfd, *MATCH, "--weights", weights, "--out", "m.csv", "--layers", "1")
     assert (code, "the net has no blocks to choose from" in err) == (2, True)
 
 
