@@ -53,7 +53,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ._runtime import autocast, cuda
-from ._runtime.cells import CellParams
+from ._runtime.cells import CellParams, clear_others
 from ._runtime.checks import BlobError, Shape, expect_axes, expect_floating, kind_of, shapes
 from ._runtime.dispatch import use_cuda
 from ._runtime.fillers import FillerParams, parameter
@@ -208,13 +208,18 @@ Add = Callable[[slice, Tensor], None]
 def added(product: Tensor, grid: Shape, kept: Kept) -> Add:
     """Adds some rows of a product ``[N, h, w, h', w']``, upsampled to the kept cells of a grid, to a
     numerator ``[N, rows, W H' W']``."""
-    up = Upsampling.of(product.shape[1:], grid, kept, product)
-    columns, low = up.columns(product), Axis.of(product.shape[1], grid[0], kept[0]).low
+    up, height = Upsampling.of(product.shape[1:], grid, kept, product), product.shape[1]
+    low, columns = Axis.of(height, grid[0], kept[0]).low, dict[int, Tensor]()  # by rows of the product
 
     def add(rows: slice, numerator: Tensor) -> None:
-        near = slice(low[rows.start], low[rows.stop - 1] + 2)
-        part = up.down_a[rows, near].expand(len(columns), -1, -1)
-        numerator.baddbmm_(part, columns[:, near])
+        near = range(low[rows.start], min(low[rows.stop - 1] + 2, height))
+        for row in columns.keys() - {*near}:
+            del columns[row]
+        for row in near:
+            if row not in columns:
+                columns[row] = up.columns(product[:, row : row + 1])
+        part = up.down_a[rows, near.start : near.stop].expand(len(product), -1, -1)
+        numerator.baddbmm_(part, torch.cat([columns[row] for row in near], 1))
 
     return add
 
@@ -281,7 +286,7 @@ def forward(
     sides = _sides(maps_a, maps_b, kept)
     lengths_a, lengths_b = (squared_lengths(maps, part) for maps, part in sides)
     terms = [_base_term(base, kept), *(added(product(x.a, x.b), base.sizes, kept) for x in others)]
-    top = maps_a[0].new_zeros(len(base.a), *base.sizes)
+    top = clear_others(maps_a[0].new_empty(len(base.a), *base.sizes), kept)
     cosine = base.a.new_empty(len(base.a), *_counts(kept)) if learns else None
     into = top[:, *kept]
     for rows, found in cosines(terms, lengths_a, lengths_b, params.eps):

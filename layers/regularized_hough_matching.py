@@ -43,7 +43,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ._runtime import autocast, cuda
-from ._runtime.cells import CellParams, Size
+from ._runtime.cells import CellParams, Size, clear_others
 from ._runtime.checks import BlobError, Shape, expect_axes, expect_floating, shapes
 from ._runtime.dispatch import use_cuda
 from ._runtime.layer import Layer
@@ -149,12 +149,14 @@ def looked_up(votes: Tensor, grid: Shape) -> Callable[[int], Tensor]:
     return lambda c: sheared[..., columns - 1 - c :][..., :across]
 
 
-def forward(similarity: Tensor, space: Space) -> tuple[Tensor, Tensor]:
-    """The confidence, and the votes by displacement ``[N, DY, DX]``, float32 or wider."""
+def forward(similarity: Tensor, space: Space, over: bool = False) -> tuple[Tensor, Tensor]:
+    """The confidence, written over the similarity if so, and the votes by displacement
+    ``[N, DY, DX]``, float32 or wider."""
     part = similarity[:, *space.kept]
     sums = displacement_sums(lambda c: part[:, :, c], part.shape)
     votes = space.votes(sums).to(_wide(similarity))
-    top = torch.zeros_like(similarity, memory_format=torch.contiguous_format)
+    top = similarity if over else _empty_like(similarity)
+    clear_others(top, space.kept)
     found, into = looked_up(votes, part.shape), top[:, *space.kept]
     for c in range(part.shape[2]):
         torch.mul(part[:, :, c], found(c), out=into[:, :, c])
@@ -168,11 +170,15 @@ def backward(top_gradient: Tensor, similarity: Tensor, votes: Tensor, space: Spa
     sums = displacement_sums(lambda c: given[:, :, c].to(wide) * part[:, :, c], part.shape)
     direct = looked_up(votes, part.shape)
     indirect = looked_up(space.votes(sums).to(wide), part.shape)
-    gradient = torch.zeros_like(similarity, memory_format=torch.contiguous_format)
+    gradient = clear_others(_empty_like(similarity), space.kept)
     into = gradient[:, *space.kept]
     for c in range(part.shape[2]):
         into[:, :, c] = torch.addcmul(indirect(c), given[:, :, c].to(wide), direct(c))
     return gradient
+
+
+def _empty_like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def _wide(x: Tensor) -> torch.dtype:
@@ -295,6 +301,7 @@ def _match(
     similarity: Tensor,
     size_a: Sequence[float] | Tensor,
     size_b: Sequence[float] | Tensor,
+    over: bool = False,
 ) -> Tensor:
     form = "regularized_hough_matching"
     sizes = {"size_a": size_a, "size_b": size_b}
@@ -305,6 +312,8 @@ def _match(
     space = space._replace(
         down=space.down.to(similarity.device), across=space.across.to(similarity.device)
     )
+    if over and not use_cuda(similarity):
+        return forward(similarity, space, over)[0]
     top: Tensor = autocast.apply(Function, similarity, space)[0]
     return top
 
@@ -320,6 +329,10 @@ class RegularizedHoughMatching(Layer):
 
     def forward(self, similarity: Tensor, size_a: Tensor, size_b: Tensor) -> Tensor:
         return _match(self.params, similarity, size_a, size_b)
+
+    @torch.no_grad()
+    def forward_over(self, *bottoms: Tensor) -> Tensor:
+        return _match(self.params, *bottoms, over=True)
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import torch
+from cortado.layers._runtime.layer import Layer
 
 from .net import Net, Step
 
@@ -86,10 +87,16 @@ class Branches:
     def _run(
         self, steps: Sequence[Wired], values: dict[Value, torch.Tensor], kept: Collection[Value]
     ) -> dict[Value, torch.Tensor]:
-        """Run steps; values that are not kept are released after their last use."""
+        """Run steps; values that are not kept are released after their last use, or written over."""
         last = {x: i for i, wired in enumerate(steps) for x in (*wired.reads, *wired.makes)}
+        held = [*values.values(), *self.net.parameters(), *self.net.buffers()]
         for i, wired in enumerate(steps):
-            tops = wired.step.run([values[x] for x in wired.reads])
+            over = False
+            if wired.reads and type(wired.step.layer).forward_over is not Layer.forward_over:
+                first = wired.reads[0]
+                others = (blob for x, blob in values.items() if x != first)
+                over = last[first] == i and first not in kept and _alone(values[first], held, others)
+            tops = wired.step.run([values[x] for x in wired.reads], over)
             if not wired.reads:
                 tops = tuple(top.to(self.net.device) for top in tops)
             values.update(zip(wired.makes, tops, strict=False))
@@ -97,6 +104,12 @@ class Branches:
                 if last[x] == i:
                     del values[x]
         return values
+
+
+def _alone(blob: torch.Tensor, *others: Iterable[torch.Tensor]) -> bool:
+    """Whether none of the others lies in the same memory."""
+    memory = blob.untyped_storage().data_ptr()
+    return all(other.untyped_storage().data_ptr() != memory for some in others for other in some)
 
 
 def _wired(steps: Iterable[Step]) -> tuple[list[Wired], Counter[str]]:

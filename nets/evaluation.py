@@ -99,8 +99,8 @@ class ByNet:
 def give_back() -> None:
     """Hand back to the system what glibc keeps of freed blobs; elsewhere, nothing happens.
 
-    Between maps that are kept, those of every other size leave holes: after 900 pairs of PF-WILLOW, by
-    a ResNet-50, a quarter of a GiB of them.
+    Between maps that are kept, those of every other size leave holes: with PF-WILLOW's pairs and a
+    ResNet-50 a hundred MiB of them.
     """
     try:
         trim = ctypes.CDLL(None).malloc_trim

@@ -70,10 +70,11 @@ class Step:
             tensors[i] = tensors[i].detach()
         return tensors
 
-    def run(self, bottoms: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """The layer's tops; an error of it says which layer it was."""
+    def run(self, bottoms: Sequence[torch.Tensor], over: bool = False) -> tuple[torch.Tensor, ...]:
+        """The layer's tops, which may be written ``over`` the first bottom; an error of it says which
+        layer it was."""
         try:
-            out = self.layer(*bottoms)
+            out = self.layer.forward_over(*bottoms) if over else self.layer(*bottoms)
         except BlobError as error:
             raise self.error(error.named(blob_names(type(self.layer), self.bottoms))) from error
         except (ValueError, TypeError) as error:

@@ -9,7 +9,10 @@ likewise. They are a rectangle of the grid.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from .checks import Shape
 from .params import param
@@ -43,3 +46,11 @@ class CellParams:
     def grid(self, counts: Shape, size: Size) -> tuple[slice, slice]:
         """The rows and columns that take part of a grid over an image of (height, width)."""
         return self.kept(counts[0], size[0]), self.kept(counts[1], size[1])
+
+
+def clear_others(blob: Tensor, kept: Sequence[slice]) -> Tensor:
+    """The blob ``[N, H, W, ...]`` with 0 written wherever it is not kept along each axis; no more."""
+    for axis, part in enumerate(kept, start=1):
+        blob.narrow(axis, 0, part.start).zero_()
+        blob.narrow(axis, part.stop, blob.shape[axis] - part.stop).zero_()
+    return blob

@@ -75,6 +75,11 @@ class Layer(nn.Module):
         self.tops: tuple[str, ...] = ()
         self._fitting: tuple[Shape, ...] = ()
 
+    def forward_over(self, *bottoms: torch.Tensor) -> Any:
+        """What ``forward`` gives, where the memory of the first bottom may be written: nobody reads it
+        again, and nothing learns."""
+        return self(*bottoms)
+
     def check(self, *bottoms: torch.Tensor) -> None:
         """Raise BlobError where ``infer`` does; shapes that were checked last pass at once."""
         shapes = tuple([bottom.shape for bottom in bottoms])

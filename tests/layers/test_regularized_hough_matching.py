@@ -136,3 +136,14 @@ def test_a_large_margin_changes_nothing():
 def test_nothing_as_large_as_the_matches_squared():
     space = Space.of(Params(), (50, 75, 50, 75), (200, 300), (200, 300))
     assert space.down.numel() + space.across.numel() < 40_000
+
+
+def test_over_its_bottom_it_gives_the_same():
+    """Where the margin prunes too: there is 0, whatever the similarity was."""
+    for sample in RegularizedHoughMatching.samples("small", np.random.default_rng(0)):
+        layer = RegularizedHoughMatching(sample.params)
+        similarity, *sizes = sample.bottoms
+        wanted = layer(similarity, *sizes)
+        given = similarity.clone()
+        assert layer.forward_over(given, *sizes) is given
+        assert torch.equal(given, wanted)

@@ -161,3 +161,54 @@ def test_blobs_are_released_after_their_last_use() -> None:
         step.layer.register_forward_hook(note)
     Branches(net, ("image1", "image2"), ("similarity",)).describe(images()[0])
     assert alive == {"x": [], "relu": ["x"], "feature": ["relu"]}
+
+
+MATCHING = plain("RegularizedHoughMatching", "similarity, image1, image2", "confidence")
+SPLIT = "- {name: split, type: Split, bottom: similarity, top: [one, other]}\n"
+
+
+@pytest.mark.parametrize(
+    ("layers", "wanted", "over"),
+    [
+        (CORRELATION + MATCHING, "confidence", True),
+        (CORRELATION + MATCHING + plain("Eltwise", "similarity, confidence", "sum"), "sum", False),
+        (
+            CORRELATION
+            + SPLIT
+            + MATCHING.replace("[similarity", "[one")
+            + plain("Eltwise", "other, confidence", "sum"),
+            "sum",
+            False,
+        ),
+    ],
+    ids=["read once", "read again", "read again by another name"],
+)
+def test_what_nobody_reads_again_is_written_over(layers: str, wanted: str, over: bool) -> None:
+    net = made(SIAMESE + layers)
+    branches = Branches(net, ("image1", "image2"), (wanted,))
+    (matching,) = (step for step in net.steps if step.layer.type_name == "RegularizedHoughMatching")
+    calls: list[bool] = []
+    forward_over, forward = matching.layer.forward_over, matching.layer.forward
+    matching.layer.forward_over = lambda *x: calls.append(True) or forward_over(*x)  # type: ignore
+    matching.layer.forward = lambda *x: calls.append(False) or forward(*x)  # type: ignore
+    first, second = images()
+    described = [branches.describe(image) for image in (first, second)]
+    for _ in range(2):  # what was described is whole
+        found = branches.compare(*described, wanted)
+        assert torch.equal(found, net(image1=first, image2=second)[wanted])
+    assert calls == [over, False] * 2
+
+
+def test_what_was_described_is_not_written_over() -> None:
+    """A similarity that another layer hands on as it is, the caller's own memory."""
+    net = made(SIAMESE + CORRELATION + SPLIT + MATCHING.replace("[similarity", "[one"))
+    branches = Branches(net, ("image1", "image2"), ("confidence",))
+    first, second = (branches.describe(image) for image in images())
+    wanted = branches.compare(first, second, "confidence")
+    (value,) = (wired.reads[0] for wired in branches.meeting if wired.step.name == "split")
+    given = torch.rand(wanted.shape, generator=torch.Generator().manual_seed(0))
+    kept = given.clone()
+    branches._run(
+        branches.meeting[1:], {**first, **second, value: given}, {branches.wanted["confidence"]}
+    )
+    assert torch.equal(given, kept)
