@@ -332,7 +332,8 @@ class RegularizedHoughMatching(Layer):
 
     @torch.no_grad()
     def forward_over(self, *bottoms: Tensor) -> Tensor:
-        return _match(self.params, *bottoms, over=True)
+        similarity, size_a, size_b = bottoms
+        return _match(self.params, similarity, size_a, size_b, over=True)
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:
