@@ -22,7 +22,8 @@ A bin along x depends on the difference of two columns alone, along y of two row
 displacement are added up first, and what follows is done to those sums, a few thousand numbers. With D
 the sums by displacement, V = M_y D M_x, whose M = B^T K B bins, smooths and looks up; it is symmetric.
 
-Backward, g the top's gradient: the similarity gets g V + M_y D(g s) M_x. Sums are in float64.
+Backward, g the top's gradient: the similarity gets g V + M_y D(g s) M_x. A row's matches are added up
+in float32 or wider, rows and bins in float64.
 
 In float32 the least to move are 12 bytes a match forward (the similarity twice, the top) and 16
 backward (the top's gradient twice, similarity, gradient): 131 and 174 MB for 3,300 cells a side.
@@ -124,17 +125,18 @@ def _operator(params: Params, bins: np.ndarray) -> np.ndarray:
 
 
 def displacement_sums(weight: Callable[[int], Tensor], grid: Shape) -> Tensor:
-    """Matches added up by displacement, ``[N, H + H' - 1, W + W' - 1]`` in float64.
+    """Matches added up by displacement, ``[N, H + H' - 1, W + W' - 1]``: a row's in float32 or wider,
+    rows in float64.
 
     ``weight(c)`` are those of column c of A ``[N, H, H', W']``; ``grid`` is [N, H, W, H', W']. The
     match of (r, c) with (r', c') counts at (r' - r + H - 1, c' - c + W - 1).
     """
     n, rows, columns, down, across = grid
     first = weight(0) if columns else torch.zeros(n, rows, down, across)
-    sheared = first.new_zeros(n, rows, down, max(columns + across - 1, 0), dtype=torch.float64)
+    sheared = first.new_zeros(n, rows, down, max(columns + across - 1, 0), dtype=_wide(first))
     for c in range(columns):
         sheared[..., columns - 1 - c :][..., :across] += weight(c)
-    sums = sheared.new_zeros(n, max(rows + down - 1, 0), sheared.shape[-1])
+    sums = sheared.new_zeros(n, max(rows + down - 1, 0), sheared.shape[-1], dtype=torch.float64)
     for r in range(rows):
         sums[:, rows - 1 - r :][:, :down] += sheared[:, r]
     return sums
