@@ -34,7 +34,7 @@ Source: Hyperpixel Flow, section 3.2; the bins and the Gaussian are the released
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -124,58 +124,58 @@ def _operator(params: Params, bins: np.ndarray) -> np.ndarray:
     return (weight / (2 * weight.sum() - weight[0]))[away]
 
 
-def displacement_sums(weight: Callable[[int], Tensor], grid: Shape) -> Tensor:
+def displacement_sums(columns: Iterable[Tensor], grid: Shape, like: Tensor) -> Tensor:
     """Matches added up by displacement, ``[N, H + H' - 1, W + W' - 1]``: a row's in float32 or wider,
     rows in float64.
 
-    ``weight(c)`` are those of column c of A ``[N, H, H', W']``; ``grid`` is [N, H, W, H', W']. The
-    match of (r, c) with (r', c') counts at (r' - r + H - 1, c' - c + W - 1).
+    ``columns`` are those of A, ``[N, H, H', W']`` each; ``grid`` is [N, H, W, H', W']. The match of
+    (r, c) with (r', c') counts at (r' - r + H - 1, c' - c + W - 1).
     """
-    n, rows, columns, down, across = grid
-    first = weight(0) if columns else torch.zeros(n, rows, down, across)
-    sheared = first.new_zeros(n, rows, down, max(columns + across - 1, 0), dtype=_wide(first))
-    for c in range(columns):
-        sheared[..., columns - 1 - c :][..., :across] += weight(c)
-    sums = sheared.new_zeros(n, max(rows + down - 1, 0), sheared.shape[-1], dtype=torch.float64)
-    for r in range(rows):
-        sums[:, rows - 1 - r :][:, :down] += sheared[:, r]
+    n, height, width, down, across = grid
+    sheared = like.new_zeros(n, height, down, max(width + across - 1, 0), dtype=_wide(like))
+    for c, column in enumerate(columns):
+        sheared.narrow(3, width - 1 - c, across).add_(column)
+    sums = sheared.new_zeros(n, max(height + down - 1, 0), sheared.shape[3], dtype=torch.float64)
+    for r, row in enumerate(sheared.unbind(1)):
+        sums.narrow(1, height - 1 - r, down).add_(row)
     return sums
 
 
-def looked_up(votes: Tensor, grid: Shape) -> Callable[[int], Tensor]:
-    """The votes ``[N, DY, DX]`` of the matches of a column of A: the transpose of displacement_sums."""
-    _, rows, columns, down, across = grid
-    if not rows or not columns:
-        return lambda c: votes
-    sheared = torch.stack([votes[:, rows - 1 - r :][:, :down] for r in range(rows)], 1)
-    return lambda c: sheared[..., columns - 1 - c :][..., :across]
+def looked_up(votes: Tensor, grid: Shape) -> Iterator[Tensor]:
+    """The votes ``[N, DY, DX]`` of the matches of A's columns, ``[N, H, H', W']`` each, as
+    :func:`displacement_sums` counts them."""
+    _, height, width, down, across = grid
+    if not height:
+        return
+    sheared = torch.stack([votes.narrow(1, height - 1 - r, down) for r in range(height)], 1)
+    for c in range(width):
+        yield sheared.narrow(3, width - 1 - c, across)
 
 
 def forward(similarity: Tensor, space: Space, over: bool = False) -> tuple[Tensor, Tensor]:
     """The confidence, written over the similarity if so, and the votes by displacement
     ``[N, DY, DX]``, float32 or wider."""
     part = similarity[:, *space.kept]
-    sums = displacement_sums(lambda c: part[:, :, c], part.shape)
-    votes = space.votes(sums).to(_wide(similarity))
-    top = similarity if over else _empty_like(similarity)
-    clear_others(top, space.kept)
-    found, into = looked_up(votes, part.shape), top[:, *space.kept]
-    for c in range(part.shape[2]):
-        torch.mul(part[:, :, c], found(c), out=into[:, :, c])
+    columns = part.unbind(2)
+    votes = space.votes(displacement_sums(columns, part.shape, part)).to(_wide(similarity))
+    top = clear_others(similarity if over else _empty_like(similarity), space.kept)
+    into = top[:, *space.kept].unbind(2)
+    for column, found, out in zip(columns, looked_up(votes, part.shape), into, strict=False):
+        torch.mul(column, found, out=out)
     return top, votes
 
 
 def backward(top_gradient: Tensor, similarity: Tensor, votes: Tensor, space: Space) -> Tensor:
     """The similarity's gradient."""
-    part, given = similarity[:, *space.kept], top_gradient[:, *space.kept]
-    wide = votes.dtype
-    sums = displacement_sums(lambda c: given[:, :, c].to(wide) * part[:, :, c], part.shape)
-    direct = looked_up(votes, part.shape)
-    indirect = looked_up(space.votes(sums).to(wide), part.shape)
+    part, wide = similarity[:, *space.kept], votes.dtype
+    columns, given = part.unbind(2), top_gradient[:, *space.kept].unbind(2)
+    weights = (g.to(wide) * s for g, s in zip(given, columns, strict=True))
+    indirect = space.votes(displacement_sums(weights, part.shape, part)).to(wide)
     gradient = clear_others(_empty_like(similarity), space.kept)
-    into = gradient[:, *space.kept]
-    for c in range(part.shape[2]):
-        into[:, :, c] = torch.addcmul(indirect(c), given[:, :, c].to(wide), direct(c))
+    into = gradient[:, *space.kept].unbind(2)
+    found = (looked_up(x, part.shape) for x in (indirect, votes))
+    for to_votes, direct, g, out in zip(*found, given, into, strict=False):
+        torch.addcmul(to_votes, g.to(wide), direct, out=out)
     return gradient
 
 

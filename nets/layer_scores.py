@@ -143,13 +143,12 @@ class Pair:
         down, across = (x.to(into.device) for x in (space.down, space.across))
         sums = down.new_zeros(1, len(down), len(across))
         for rows, similarity in self._similarities(layers, space.kept):
-            some = hough.displacement_sums(similarity.unbind(2).__getitem__, similarity.shape)
-            sums[:, len(into) - rows.stop :][:, : some.shape[1]] += some
+            some = hough.displacement_sums(similarity.unbind(2), similarity.shape, similarity)
+            sums.narrow(1, len(into) - rows.stop, some.shape[1]).add_(some)
             into[rows][wanted[rows]] = similarity[0][wanted[rows]]
         votes = space._replace(down=down, across=across).votes(sums).to(into.dtype)
-        votes_of = hough.looked_up(votes, (1, *into.shape))
-        for c in range(into.shape[1]):
-            into[wanted[:, c], c] *= votes_of(c)[0, wanted[:, c]]
+        for c, (found,) in enumerate(hough.looked_up(votes, (1, *into.shape))):
+            into[wanted[:, c], c] *= found[wanted[:, c]]
 
     def _similarities(self, layers: Layers, kept: correlation.Kept) -> Iterator[tuple[slice, Tensor]]:
         """Some rows of A after the other, and the similarities ``[1, rows, W, H', W']`` of theirs."""

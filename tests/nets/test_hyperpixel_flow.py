@@ -89,7 +89,7 @@ class TestReleased:
         found = across[c_b - c + counts[1] - 1] + columns * down[r_b - r + counts[0] - 1]
         assert found.tolist() == pair.given["samp_bin"].tolist()
         kept = similarity[:, *part]
-        sums = displacement_sums(lambda c: kept[:, :, c], kept.shape)[0].numpy()
+        sums = displacement_sums(kept.unbind(2), kept.shape, kept)[0].numpy()
         votes = np.zeros((rows, columns))
         np.add.at(votes, (down[:, None], across), sums)
         wanted = pair.given["hough_raw"]
