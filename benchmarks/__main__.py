@@ -53,8 +53,8 @@ def _explained() -> list[str]:
         "Medians of interleaved rounds; ratio: how many times as fast as the alternative, plain torch",
         "operations and autograd. MiB: the most that torch's allocator held at once beyond the inputs,",
         "tops included, for backward together with its forward. Floor: a copy that moves each input",
-        "and each top (backward: the top's and the bottoms' gradients) once; for KNN's forward the",
-        "matrix product alone.",
+        "and each top (backward: the top's and the bottoms' gradients) once; for the forward of KNN",
+        "and of HyperpixelCorrelation the matrix products alone.",
     ]
 
 

@@ -53,7 +53,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ._runtime import autocast, cuda
-from ._runtime.cells import CellParams, clear_others
+from ._runtime.cells import CellParams, as_tensor, clear_others
 from ._runtime.checks import BlobError, Shape, expect_axes, expect_floating, kind_of, shapes
 from ._runtime.dispatch import use_cuda
 from ._runtime.fillers import FillerParams, parameter
@@ -120,7 +120,7 @@ class Axis(NamedTuple):
         """``[kept, count]`` with ``first`` at the lower cell and ``second`` at the next."""
         found, rows = np.zeros((len(self.low), self.cells + 1)), np.arange(len(self.low))
         found[rows, self.low], found[rows, self.low + 1] = first, second
-        return torch.from_numpy(found[:, : self.cells]).to(like)
+        return as_tensor(found[:, : self.cells], like.dtype, like.device)
 
     def up(self, like: Tensor) -> Tensor:
         """U."""

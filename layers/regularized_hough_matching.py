@@ -44,7 +44,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ._runtime import autocast, cuda
-from ._runtime.cells import CellParams, Size, clear_others
+from ._runtime.cells import CellParams, Size, as_tensor, clear_others
 from ._runtime.checks import BlobError, Shape, expect_axes, expect_floating, shapes
 from ._runtime.dispatch import use_cuda
 from ._runtime.layer import Layer
@@ -53,6 +53,7 @@ from ._runtime.registry import register
 from ._runtime.samples import Sample
 from ._runtime.sizes import expect_sizes, shape_of, size_of
 
+CPU = torch.device("cpu")
 SIGMA = 7 / 2 / 2.354  # half of the kernel is the width at half height
 
 
@@ -90,11 +91,13 @@ class Space(NamedTuple):
         return self.down @ sums @ self.across
 
     @classmethod
-    def of(cls, params: Params, grid: Shape, size_a: Size, size_b: Size) -> Space:
+    def of(
+        cls, params: Params, grid: Shape, size_a: Size, size_b: Size, device: torch.device = CPU
+    ) -> Space:
         """For a grid [H, W, H', W'] over images of (height, width)."""
         kept = (*params.grid(grid[:2], size_a), *params.grid(grid[2:], size_b))
         down, across = (
-            torch.from_numpy(_operator(params, bins))
+            as_tensor(_operator(params, bins), torch.float64, device)
             for bins, _ in offset_bins(params, kept, size_a, size_b)
         )
         return cls(kept, down, across)
@@ -310,10 +313,8 @@ def _match(
     grid = shapes(form, similarity=similarity)["similarity"]
     infer(params, grid, **{name: shape_of(form, name, size) for name, size in sizes.items()})
     expect_floating(similarity=similarity)
-    space = Space.of(params, grid[1:], *(size_of(name, size) for name, size in sizes.items()))
-    space = space._replace(
-        down=space.down.to(similarity.device), across=space.across.to(similarity.device)
-    )
+    lengths = [size_of(name, size) for name, size in sizes.items()]
+    space = Space.of(params, grid[1:], *lengths, similarity.device)
     if over and not use_cuda(similarity):
         return forward(similarity, space, over)[0]
     top: Tensor = autocast.apply(Function, similarity, space)[0]

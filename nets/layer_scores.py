@@ -132,7 +132,7 @@ class Pair:
         cells = self.rules.on(self.rules.transfer, layers[0])
         steps = Steps(confidence, scaled[0], scaled[1], cells, *sizes)
         params = self.rules.on(self.rules.matching, layers[0])
-        space = hough.Space.of(params, confidence.shape, *sizes)
+        space = hough.Space.of(params, confidence.shape, *sizes, confidence.device)
         self._confidences(layers, space, steps.down.mT @ steps.across > 0, steps.part)
         found = (scaled + steps.at_points()[:2]).mT / self.b.ratio
         return found.cpu().numpy()
@@ -140,13 +140,12 @@ class Pair:
     def _confidences(self, layers: Layers, space: hough.Space, wanted: Tensor, into: Tensor) -> None:
         """Writes the confidences of the ``wanted`` cells of A ``[H, W]`` of those that take part into
         ``[H, W, H', W']``; all cells vote."""
-        down, across = (x.to(into.device) for x in (space.down, space.across))
-        sums = down.new_zeros(1, len(down), len(across))
+        sums = space.down.new_zeros(1, len(space.down), len(space.across))
         for rows, similarity in self._similarities(layers, space.kept):
             some = hough.displacement_sums(similarity.unbind(2), similarity.shape, similarity)
             sums.narrow(1, len(into) - rows.stop, some.shape[1]).add_(some)
             into[rows][wanted[rows]] = similarity[0][wanted[rows]]
-        votes = space._replace(down=down, across=across).votes(sums).to(into.dtype)
+        votes = space.votes(sums).to(into.dtype)
         for c, (found,) in enumerate(hough.looked_up(votes, (1, *into.shape))):
             into[wanted[:, c], c] *= found[wanted[:, c]]
 

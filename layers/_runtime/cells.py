@@ -12,6 +12,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from .checks import Shape
@@ -54,3 +56,8 @@ def clear_others(blob: Tensor, kept: Sequence[slice]) -> Tensor:
         blob.narrow(axis, 0, part.start).zero_()
         blob.narrow(axis, part.stop, blob.shape[axis] - part.stop).zero_()
     return blob
+
+
+def as_tensor(array: np.ndarray, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A small array on a device, without a wait for it: the array is read when this returns."""
+    return torch.from_numpy(array).to(dtype).to(device, non_blocking=True)
