@@ -21,9 +21,10 @@ maps of one size are multiplied at that size, their sum ``[h, w, h', w']`` is up
 axes. The length is that of the upsampled, concatenated hyperpixel, whose square is the sum of
 (U F F^T U^T)(p, p): four cells of a map meet in p, so that it takes the products of each cell with
 itself and with its neighbours to the right, below, and along both diagonals, once per image. Lengths
-below ``eps`` count as ``eps``. Arithmetic is in float32 or wider; what rounding leaves of hyperpixels
-that cancel stays within 0 to 1. On CUDA the matrix products are torch's (cuBLAS), in float32, or TF32
-where torch is told to; kernels do what surrounds them.
+below ``eps`` count as ``eps``, those whose square overflows (1.8e19 in float32) give NaN. Arithmetic is
+in float32 or wider; what rounding leaves of hyperpixels that cancel stays within 0 to 1. On CUDA the
+matrix products are torch's (cuBLAS), in float32, or TF32 where torch is told to; kernels do
+what surrounds them.
 
 Backward fills the gradients of all maps, and of the channel weights. With g the top's gradient,
 h = exponent cos^(exponent - 1) where the cosine is positive, else 0, and L(p) the length of f(p),
@@ -53,7 +54,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ._runtime import autocast, cuda
-from ._runtime.cells import CellParams, as_tensor, clear_others
+from ._runtime.cells import CellParams, as_tensor, clear_others, counts, place
 from ._runtime.checks import BlobError, Shape, expect_axes, expect_floating, kind_of, shapes
 from ._runtime.dispatch import use_cuda
 from ._runtime.fillers import FillerParams, parameter
@@ -88,17 +89,19 @@ def infer(params: Params, *bottoms: Shape) -> tuple[Shape]:
     """``[N, H, W, H', W']``; raises :class:`BlobError` for bottoms that do not fit together."""
     maps_a, maps_b, sizes = split(bottoms, params.margin is not None)
     count = len(maps_a)
+    read_as = f"maps of A: {count}, of B: {count}, images: {len(sizes)}"
     named = {f"bottom{i}": shape for i, shape in enumerate(bottoms[: 2 * count])}
     expect_axes("N C H W", **named)
     for i, (name, shape) in enumerate(named.items()):
         other, base = f"bottom{i % count}", f"bottom{i - i % count}"
         if shape[1] != named[other][1]:
-            raise BlobError(f"channels differ: {{{other}}}, {{{name}}}", **named)
+            raise BlobError(f"channels differ: {{{other}}}, {{{name}}} ({read_as})", **named)
         if shape[0] != maps_a[0][0]:
-            raise BlobError(f"batch sizes differ: {{bottom0}}, {{{name}}}", **named)
+            raise BlobError(f"batch sizes differ: {{bottom0}}, {{{name}}} ({read_as})", **named)
         if 0 in shape[2:] and 0 not in named[base][2:]:
             raise BlobError(f"{{{name}}} has no cells for those of {{{base}}}", **named)
-    expect_sizes(**{f"bottom{2 * count + i}": shape for i, shape in enumerate(sizes)})
+    images = {f"bottom{2 * count + i}": shape for i, shape in enumerate(sizes)}
+    expect_sizes({"bottom0": maps_a[0]}, **images)
     return ((maps_a[0][0], *maps_a[0][2:], *maps_b[0][2:]),)
 
 
@@ -282,17 +285,17 @@ def forward(
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """The top; if it is to learn, the kept rectified cosines ``[N, P, Q]``; the squared lengths of both
     images' kept hyperpixels. All but the top float32 or wider."""
-    base, *others = groups(maps_a, maps_b)
-    sides = _sides(maps_a, maps_b, kept)
-    lengths_a, lengths_b = (squared_lengths(maps, part) for maps, part in sides)
+    base, *others = found = groups(maps_a, maps_b)
+    lengths_a = squared_lengths([x.a for x in found], kept[:2])
+    lengths_b = squared_lengths([x.b for x in found], kept[2:])
     terms = [_base_term(base, kept), *(added(product(x.a, x.b), base.sizes, kept) for x in others)]
     top = clear_others(maps_a[0].new_empty(len(base.a), *base.sizes), kept)
-    cosine = base.a.new_empty(len(base.a), *_counts(kept)) if learns else None
+    cosine = base.a.new_empty(len(base.a), *counts(kept)) if learns else None
     into = top[:, *kept]
-    for rows, found in cosines(terms, lengths_a, lengths_b, params.eps):
+    for rows, some in cosines(terms, lengths_a, lengths_b, params.eps):
         if cosine is not None:
-            cosine[:, rows] = found
-        into[:, rows] = found if params.exponent == 1 else found.pow_(params.exponent)
+            cosine[:, rows] = some
+        into[:, rows] = some if params.exponent == 1 else some.pow_(params.exponent)
     return top, cosine, lengths_a, lengths_b
 
 
@@ -305,14 +308,6 @@ def _base_term(base: Group, kept: Kept) -> Add:
         numerator.view(len(a), some.shape[1], b.shape[2]).baddbmm_(some, b)
 
     return add
-
-
-def _sides(
-    maps_a: Sequence[Tensor], maps_b: Sequence[Tensor], kept: Kept
-) -> Iterator[tuple[list[Tensor], tuple[slice, slice]]]:
-    wide = _wide(maps_a[0])
-    for maps, part in ((maps_a, kept[:2]), (maps_b, kept[2:])):
-        yield [x.to(wide) for x in maps], part
 
 
 def backward(
@@ -397,10 +392,6 @@ def _whole(gradient: Tensor, x: Tensor, kept: Sequence[slice]) -> Tensor:
     return found
 
 
-def _counts(kept: Sequence[slice]) -> list[int]:
-    return [part.stop - part.start for part in kept]
-
-
 def _wide(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
@@ -436,7 +427,7 @@ def forward_cuda(
         eps=params.eps,
         grid=math.prod(top.shape[:3]) * min(math.prod(top.shape[3:]), 1),
         block=cuda.threads(256),
-        **_place(base.sizes, kept),
+        **place(base.sizes, kept),
     )
     return top, numerator if learns else None, lengths_a, lengths_b
 
@@ -444,7 +435,7 @@ def forward_cuda(
 def _squared_lengths_cuda(maps: Sequence[Tensor], kept: Sequence[slice], scalar: torch.dtype) -> Tensor:
     n, base = len(maps[0]), maps[0].shape[2:]
     threads = cuda.threads(256)
-    squared = maps[0].new_empty(n, *_counts(kept))
+    squared = maps[0].new_empty(n, *counts(kept))
     for i, x in enumerate(maps):
         channels, height, width = x.shape[1:]
         pieces, tiles = -(-channels // CHANNELS), -(-height * width // 32)
@@ -510,7 +501,7 @@ def backward_cuda(
         grid=n * pieces * strips,
         block=cuda.threads(256),
         constants={"COLUMNS": COLUMNS},
-        **_place(top_gradient.shape[1:], kept),
+        **place(top_gradient.shape[1:], kept),
     )
     own = [torch.empty_like(x) for x in (lengths_a, lengths_b)]
     for partial, squared, found in zip((along_a, along_b), (lengths_a, lengths_b), own, strict=True):
@@ -575,15 +566,7 @@ def _side(x: Tensor, kept: Sequence[slice]) -> dict[str, int]:
     """A map's size and the part of a grid that counts."""
     sizes = dict(zip(("height", "width"), x.shape[2:], strict=True))
     starts = dict(zip(("top", "left"), (part.start for part in kept), strict=True))
-    return sizes | starts | dict(zip(("kept_h", "kept_w"), _counts(kept), strict=True))
-
-
-def _place(grid: Shape, kept: Kept) -> dict[str, int]:
-    """The grid [H, W, H', W'] and the part of it that counts."""
-    names = ("top_a", "left_a", "top_b", "left_b"), ("kept_h_a", "kept_w_a", "kept_h_b", "kept_w_b")
-    starts = dict(zip(names[0], (part.start for part in kept), strict=True))
-    counts = dict(zip(names[1], _counts(kept), strict=True))
-    return dict(zip(("h_a", "w_a", "h_b", "w_b"), grid, strict=True)) | starts | counts
+    return sizes | starts | dict(zip(("kept_h", "kept_w"), counts(kept), strict=True))
 
 
 def _dense(maps: Sequence[Tensor]) -> list[Tensor]:
@@ -602,11 +585,14 @@ class Function(torch.autograd.Function):
         ctx.kept, ctx.params, _, *maps = inputs
         _, *saved = output
         ctx.mark_non_differentiable(*(x for x in saved if x is not None))
+        ctx.set_materialize_grads(False)  # zeros as large as the cosines, which nobody reads
         ctx.save_for_backward(*saved, *maps)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, top_gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, top_gradient: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if top_gradient is None:
+            return (None,) * len(ctx.needs_input_grad)
         cosine, lengths_a, lengths_b, *maps = ctx.saved_tensors
         half = len(maps) // 2
         saved = maps[:half], maps[half:], cosine, lengths_a, lengths_b, ctx.kept, ctx.params
@@ -633,11 +619,24 @@ def hyperpixel_correlation(
     (height, width) in pixels, or the images, which a ``margin`` (pixels) needs: cells lie ``jump``
     apart, and those whose box of the ``receptive_field`` lies further out get 0. Raises ``BlobError``
     for shapes that do not fit, ``TypeError`` unless all maps are of one floating type on one device,
-    ``ValueError`` for a parameter out of range. Source: Hyperpixel Flow, Eqs. 1, 4.
+    ``ValueError`` for a parameter out of range and sizes below a pixel. Source: Hyperpixel Flow,
+    Eqs. 1, 4.
     """
     params = valid(Params(jump, receptive_field, margin, exponent, eps, weights is not None))
     sizes = () if margin is None else (size_a, size_b)
-    return _correlate(params, maps_a, maps_b, sizes, weights or ())
+    try:
+        return _correlate(params, maps_a, maps_b, sizes, weights or ())
+    except BlobError as error:
+        arguments = *_named(maps_a, maps_b), "size_a", "size_b"
+        names = {f"bottom{i}": name for i, name in enumerate(arguments)}
+        names |= {f"weight{i}": f"weights[{i}]" for i in range(len(maps_a))}
+        raise BlobError(error.named(names)) from None
+
+
+def _named(maps_a: Sequence[Tensor], maps_b: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The maps as the function's caller speaks of them."""
+    sides = ("maps_a", maps_a), ("maps_b", maps_b)
+    return {f"{name}[{i}]": x for name, maps in sides for i, x in enumerate(maps)}
 
 
 def _correlate(
@@ -653,13 +652,18 @@ def _correlate(
             raise TypeError(f"{form}: expected {name} to be a list of tensors, got {kind_of(maps)}")
     if len(maps_a) != len(maps_b):
         raise BlobError(f"expected as many maps of B as of A, got {len(maps_a)} and {len(maps_b)}")
-    named = {f"bottom{i}": x for i, x in enumerate((*maps_a, *maps_b))}
+    named = _named(maps_a, maps_b)
     names = ("size_a", "size_b")[: len(sizes)]
     given = [shape_of(form, name, size) for name, size in zip(names, sizes, strict=True)]
     ((_, *grid),) = infer(params, *shapes(form, **named).values(), *given)
     expect_floating(**named)
     if len(weights) not in (0, len(maps_a)):
         raise BlobError(f"expected weights for each of {len(maps_a)} maps, got {len(weights)}")
+    for i, x in enumerate(weights):
+        shapes(form, **{f"weights[{i}]": x})
+        if x.shape != maps_a[i].shape[1:2]:
+            text = f"expected {{weight{i}}} to be a value for each channel of {{bottom{i}}}"
+            raise BlobError(text, **{f"weight{i}": x.shape, f"bottom{i}": maps_a[i].shape})
     if weights:
         scale = [x[:, None, None] for x in weights] * 2
         named = {name: x * s for (name, x), s in zip(named.items(), scale, strict=True)}
@@ -672,6 +676,8 @@ def _correlate(
 
 @register("HyperpixelCorrelation", bottoms=(2, None), tops=1)
 class HyperpixelCorrelation(Layer):
+    """How alike the hyperpixels of two images are; see the module."""
+
     Params = Params
     maps = False
     infer = staticmethod(infer)
@@ -726,7 +732,7 @@ class HyperpixelCorrelation(Layer):
             ),
             _sample(rng, "mostly below eps", [(3, 3, 3), (2, 2, 2)], [(3, 3, 2), (2, 2, 1)], eps=4.0),
             _sample(
-                rng, "a margin", [(2, 5, 6), (2, 3, 3)], [(2, 6, 5), (2, 3, 3)], images=True, **small
+                rng, "a margin", [(2, 4, 5), (1, 2, 3)], [(2, 5, 4), (1, 3, 2)], 2, images=True, **small
             ),
             _sample(
                 rng,
@@ -782,6 +788,6 @@ def _sample(
     if signs:
         sign = torch.tensor(signs)[:, None, None, None]
         maps = [x.abs() * sign ** int(i >= len(maps_a)) for i, x in enumerate(maps)]
-    sizes = (images, images) if isinstance(images, tuple) else ((16, 20), (20, 16))
-    last = [torch.zeros(1, 1, *size, dtype=torch.float64) for size in sizes] if images else []
+    sizes = (images, images) if isinstance(images, tuple) else ((12, 16), (16, 12))
+    last = [torch.zeros(n, 1, *size, dtype=torch.float64) for size in sizes] if images else []
     return Sample(params, (*maps, *last), tuple(range(len(maps))), name=name, check_gradient=check)

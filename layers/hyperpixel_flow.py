@@ -6,8 +6,8 @@ the mean of where the cells go whose box holds it, each to its match of the high
 Bottoms: ``confidence`` ``[N, H, W, H', W']``, any floating type; ``size_a`` and ``size_b``, each an
 image ``[N, C, h, w]``, of which only the shape is read; ``size_b`` may be two values (height, width).
 Top: flow ``[N, 2, h, w]`` float32, or float64 for a float64 confidence, image pixels to go in x and in
-y; NaN at pixels that no box holds. Cells as ``_runtime/cells.py`` has them. No gradient: a choice has
-none.
+y; NaN at pixels that no box holds, and everywhere if no cell of B takes part. Cells as
+``_runtime/cells.py`` has them. No gradient: a choice has none.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ columns, of which the first two, (x, y) in image pixels, are read; ``size_a`` an
 image ``[N, C, h, w]``, of which only the shape is read, or two values (height, width). Tops: the points
 in B ``[N, P, 2]``, and if asked for the confidence ``[N, P]``, the mean of those cells' best; float32,
 or float64 for float64 points. NaN for a point that no box holds, as in the released code, whose 0 / 0
-counts as a miss. Which cells there are, ``_runtime/cells.py`` says; those that the margin leaves out
-take no part. Of equal matches the first is taken. On the CPU only the rows of cells that hold a point
-are read. No gradient: a choice has none.
+counts as a miss, and for all points where no cell of B takes part. Which cells there are,
+``_runtime/cells.py`` says; those that the margin leaves out take no part. Of equal matches the first is
+taken. On the CPU only the rows of cells that hold a point are read. No gradient: a choice has none.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def keypoint_transfer(
     ``confidence`` is ``[N, H, W, H', W']``; ``size_a``, ``size_b`` are the images' (height, width) in
     pixels, or the images. NaN for a point that no cell's box holds; see the module. Raises
     ``BlobError`` for shapes that do not fit, ``TypeError`` for dtypes and devices, ``ValueError`` for a
-    parameter out of range, sizes below a pixel and a confidence that is NaN. Source: Hyperpixel Flow,
-    section 3.3.
+    parameter out of range, sizes below a pixel and a best confidence that is NaN or infinite. Source:
+    Hyperpixel Flow, section 3.3.
     """
     return _transfer(valid(Params(jump, receptive_field, margin)), confidence, points, size_a, size_b)
 

@@ -44,8 +44,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ._runtime import autocast, cuda
-from ._runtime.cells import CellParams, Size, as_tensor, clear_others
-from ._runtime.checks import BlobError, Shape, expect_axes, expect_floating, shapes
+from ._runtime.cells import CellParams, Size, as_tensor, clear_others, counts, place
+from ._runtime.checks import Shape, expect_axes, expect_floating, shapes
 from ._runtime.dispatch import use_cuda
 from ._runtime.layer import Layer
 from ._runtime.params import param, valid
@@ -59,7 +59,7 @@ SIGMA = 7 / 2 / 2.354  # half of the kernel is the width at half height
 
 @dataclass(frozen=True)
 class Params(CellParams):
-    cells: float = param(8192.0, above=0, doc="of the space of offsets")
+    cells: float = param(8192.0, above=0, high=1e12, doc="of the space of offsets")
     sigma: float = param(SIGMA, above=0, unit="bins", doc="the Gaussian's deviation")
     kernel_size: int = param(7, low=1, unit="bins", doc="of the Gaussian, odd; 1 smooths nothing")
 
@@ -69,13 +69,9 @@ class Params(CellParams):
 
 
 def infer(params: Params, similarity: Shape, size_a: Shape, size_b: Shape) -> tuple[Shape]:
-    """The similarity's shape; raises :class:`BlobError` for bottoms that do not fit."""
+    """The similarity's shape; raises BlobError for bottoms that do not fit."""
     expect_axes("N H W H' W'", similarity=similarity)
-    expect_sizes(size_a=size_a, size_b=size_b)
-    for name, shape in (("size_a", size_a), ("size_b", size_b)):
-        if len(shape) == 4 and shape[0] not in (1, similarity[0]):
-            text = f"expected {{{name}}} to be an image for each of {{similarity}}"
-            raise BlobError(text, similarity=similarity, **{name: shape})
+    expect_sizes({"similarity": similarity}, size_a=size_a, size_b=size_b)
     return (similarity,)
 
 
@@ -114,17 +110,17 @@ def offset_bins(
         step = np.arange(b.start - (a.stop - 1), b.stop - a.start, dtype=np.float32)
         offset = np.float32(length) + np.float32(params.jump) * step
         count = int(span / cell) + 1
-        bins = (offset / np.float32(cell)).astype(np.int64)
-        found.append((np.clip(bins, 0, count - 1), count))
+        bins = np.clip(offset / np.float32(cell), 0, count - 1)  # before the cast, which may overflow
+        found.append((bins.astype(np.int64), count))
     return found
 
 
 def _operator(params: Params, bins: np.ndarray) -> np.ndarray:
     """M ``[D, D]`` along an axis, float64: symmetric, from one displacement's sum to another's vote."""
     away, reach = np.abs(bins[:, None] - bins), params.kernel_size // 2
-    weight = np.exp(-((np.arange(max(reach, away.max(initial=0)) + 1) / params.sigma) ** 2) / 2)
-    weight[reach + 1 :] = 0
-    return (weight / (2 * weight.sum() - weight[0]))[away]
+    weight = np.exp(-((np.arange(reach + 2) / params.sigma) ** 2) / 2)
+    weight[reach + 1] = 0
+    return (weight / (2 * weight.sum() - weight[0]))[np.minimum(away, reach + 1)]
 
 
 def displacement_sums(columns: Iterable[Tensor], grid: Shape, like: Tensor) -> Tensor:
@@ -220,7 +216,7 @@ def backward_cuda(top_gradient: Tensor, similarity: Tensor, votes: Tensor, space
 def _sums_cuda(given: Tensor, times: Tensor | None, space: Space) -> Tensor:
     """displacement_sums of ``given``, or of it times ``times``, where both take part."""
     n, (down, across) = len(given), (len(x) for x in (space.down, space.across))
-    pieces = max(min(PIECES, _lengths(space.kept)[0]), 1)
+    pieces = max(min(PIECES, counts(space.kept)[0]), 1)
     partial = given.new_empty(n, pieces, down, across, dtype=torch.float64)
     threads = cuda.threads(256)
     kernels.launch(
@@ -233,7 +229,7 @@ def _sums_cuda(given: Tensor, times: Tensor | None, space: Space) -> Tensor:
         across=across,
         grid=partial.numel() // max(across, 1) * -(-across // threads),
         block=threads,
-        **_place(given, space),
+        **place(given.shape[1:], space.kept),
     )
     return partial.sum(1)
 
@@ -242,19 +238,8 @@ def _launch(kernel: str, space: Space, **tensors: Tensor) -> None:
     """A kernel with a block for each cell of A."""
     first = next(iter(tensors.values()))
     cells = math.prod(first.shape[:3]) * min(math.prod(first.shape[3:]), 1)
-    kernels.launch(kernel, **tensors, grid=cells, block=cuda.threads(256), **_place(first, space))
-
-
-def _place(x: Tensor, space: Space) -> dict[str, int]:
-    """The grid [N, H, W, H', W'] and the part of it that counts."""
-    names = ("top_a", "left_a", "top_b", "left_b"), ("kept_h_a", "kept_w_a", "kept_h_b", "kept_w_b")
-    starts = dict(zip(names[0], (part.start for part in space.kept), strict=True))
-    kept = dict(zip(names[1], _lengths(space.kept), strict=True))
-    return dict(zip(("h_a", "w_a", "h_b", "w_b"), x.shape[1:], strict=True)) | starts | kept
-
-
-def _lengths(kept: Sequence[slice]) -> list[int]:
-    return [part.stop - part.start for part in kept]
+    where = place(first.shape[1:], space.kept)
+    kernels.launch(kernel, **tensors, grid=cells, block=cuda.threads(256), **where)
 
 
 class Function(torch.autograd.Function):
@@ -313,8 +298,8 @@ def _match(
     grid = shapes(form, similarity=similarity)["similarity"]
     infer(params, grid, **{name: shape_of(form, name, size) for name, size in sizes.items()})
     expect_floating(similarity=similarity)
-    lengths = [size_of(name, size) for name, size in sizes.items()]
-    space = Space.of(params, grid[1:], *lengths, similarity.device)
+    length_a, length_b = (size_of(name, size) for name, size in sizes.items())
+    space = Space.of(params, grid[1:], length_a, length_b, similarity.device)
     if over and not use_cuda(similarity):
         return forward(similarity, space, over)[0]
     top: Tensor = autocast.apply(Function, similarity, space)[0]
@@ -323,6 +308,11 @@ def _match(
 
 @register("RegularizedHoughMatching", bottoms=3, tops=1)
 class RegularizedHoughMatching(Layer):
+    """The confidence of matches of cells; see the module.
+
+    ``forward_over`` writes it over the similarity on the CPU.
+    """
+
     Params = Params
     bottom_names = ("similarity", "size_a", "size_b")
     tables = (1, 2)
@@ -350,7 +340,7 @@ class RegularizedHoughMatching(Layer):
             ]
         return [
             _sample(rng, "every cell", (2, 3, 4, 4, 3), (11, 15), (15, 11), cells=40.0),
-            _sample(rng, "a margin", (1, 5, 6, 6, 5), (16, 20), (20, 16), **SMALL, cells=60.0),
+            _sample(rng, "a margin", (2, 4, 5, 5, 4), (12, 16), (16, 12), **SMALL, cells=60.0),
             _sample(rng, "bins of many", (1, 4, 4, 3, 5), (16, 16), (12, 20), cells=4.0),
             _sample(rng, "not smoothed", (1, 3, 4, 4, 3), (12, 16), (16, 12), kernel_size=1),
             _sample(
@@ -363,7 +353,7 @@ class RegularizedHoughMatching(Layer):
                 margin=0.0,
             ),
             _sample(rng, "cells outside", (1, 3, 7, 4, 6), (5, 9), (5, 30), cells=30.0, jump=2.5),
-            _sample(rng, "strips of columns", (1, 1, 36, 1, 34), (4, 144), (4, 136), False),
+            _sample(rng, "strips of columns", (2, 1, 33, 1, 31), (4, 132), (4, 124), False),
             _sample(rng, "pieces of rows", (1, 11, 2, 9, 2), (44, 8), (36, 8), cells=100.0, sigma=0.8),
         ]
 

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import torch
+from cortado.layers._runtime.checks import expect_finite
 from cortado.layers._runtime.layer import Layer
 
 from .net import Net, Step
@@ -48,14 +49,20 @@ class Branches:
 
     @torch.no_grad()
     def describe(self, image: torch.Tensor) -> Values:
-        """Of an image's blob what is read where the branches meet, or wanted, on either side."""
+        """Of an image's blob what is read where the branches meet, or wanted, on either side.
+
+        Raises ValueError where that is not finite (on CUDA later)."""
         pairs = list(zip(*map(self._values, (0, 1)), strict=True)) if self.twins else []
         kept = self.read | {a for a, b in pairs if b in self.read}
         found = self._run(self.sides[0], {self.images[0]: image}, kept)
         if not self.twins:
             found |= self._run(self.sides[1], {self.images[1]: image}, self.read)
         found |= {b: found[a] for a, b in pairs if b in self.read}
-        return {value: blob for value, blob in found.items() if value in self.read}
+        values = {value: blob for value, blob in found.items() if value in self.read}
+        names = {blob: name for (name, _), blob in reversed(values.items())}  # of twins the first's
+        for blob, name in names.items():
+            expect_finite(f'values of "{name}": the net makes NaN or infinity of the image', blob)
+        return values
 
     @torch.no_grad()
     def compare(self, first: Values, second: Values, name: str) -> torch.Tensor:

@@ -117,7 +117,7 @@ class MatchParams:
 
     A cell (u, v) stands for the image point
     (u * downsampling_factor + coordinate_offset, v * downsampling_factor + coordinate_offset).
-    ``feature`` is () where there is a ``confidence``.
+    ``feature`` is () where there is a ``confidence``, whose cells have no ``coordinate_offset``.
     """
 
     image: tuple[str, ...] = ("image1", "image2")
@@ -271,6 +271,9 @@ def _match_params(match: MatchParams, block: Message, span: Span, errors: Errors
         if "feature" in block:
             text = "match_param names a confidence or two features, not both"
             errors.add(text, block.all("feature")[0].span)
+        if "coordinate_offset" in block:
+            text = "a confidence's cell (0, 0) lies at 0: coordinate_offset goes with features"
+            errors.add(f"match_param: {text}", block.all("coordinate_offset")[0].span)
         match = dataclasses.replace(match, feature=())
     else:
         for name in _OF_CONFIDENCE:

@@ -21,7 +21,7 @@ import math
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,10 +55,16 @@ class Report:
     def __str__(self) -> str:
         text = f"{self.path}: filled {len(self.filled)} layers"
         if self.missing:
-            text += f"; not in the file: {', '.join(self.missing)}"
+            text += f"; not in the file: {listed(self.missing)}"
         if self.unused:
-            text += f"; not in the net: {', '.join(self.unused)}"
+            text += f"; not in the net: {listed(self.unused)}"
         return text
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """The names, or the first of them where there are many."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def load(net: Net, path: str | Path) -> Report:

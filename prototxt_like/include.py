@@ -1,8 +1,9 @@
 """Reading a spec from its file, whatever its notation or age, and the files it includes.
 
 A ``layer`` entry that says nothing but ``include: other.yaml`` stands for the ``layer`` entries of
-that file, named relative to the file that includes it, in a net's list and in a Siamese trunk's.
-They keep the places they have in their own file.
+that file, named relative to the file that includes it, in a net's list and in a Siamese trunk's; where
+there is none of that name, it is the one that comes with cortado (``resnet50_to_res4f.yaml``). They
+keep the places they have in their own file.
 
 With values beside it, the file is a fragment::
 
@@ -20,6 +21,7 @@ Caffe's old forms are read as today's (:mod:`~.upgrade`); the logger ``cortado.p
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from .quotes import PLACE, from_prototxt
 from .source import MAX_FIELDS, Errors, Source, SpecError, did_you_mean
 from .upgrade import Note, upgrade
 
+SHIPPED = Path(__file__).resolve().parents[1] / "nets" / "specs"
 LOGGER = logging.getLogger("cortado.prototxt_like")
 MAX_INCLUDED = 256  # files, each counted as often as it is included; ResNet-152 is of some 110
 MAX_FILLED = 10_000  # characters of a text with its values: one can pass on several times itself
@@ -103,7 +106,7 @@ class _Reader:
 
     def fragment(self, entry: Message, within: tuple[Path, ...]) -> Message:
         name, given = _inclusion(entry)
-        path = Path(name.span.source.name).parent / name.text
+        path = _found(name)
         try:
             source = Source.read(path)
         except SpecError as error:
@@ -115,6 +118,13 @@ class _Reader:
             raise SpecError(f"more than {MAX_INCLUDED} files are included", name.span)
         message = _filled(_PARSERS[_notation(path)](source), given, name.text)
         return self.read(message, _notation(path), (*within, path.resolve()))
+
+
+def _found(name: Scalar) -> Path:
+    """The file that is included: beside the including one, or else one that comes with cortado."""
+    beside, shipped = Path(name.span.source.name).parent / name.text, SHIPPED / name.text
+    plain = os.path.basename(name.text) == name.text
+    return shipped if plain and not os.path.exists(beside) and os.path.isfile(shipped) else beside
 
 
 def _includes(entry: Message) -> bool:

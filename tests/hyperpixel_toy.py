@@ -1,4 +1,4 @@
-"""A small net of hyperpixels with four blocks, its weights, and images with key points."""
+"""Nets of hyperpixels with four blocks and with two, their weights, and images with key points."""
 
 from __future__ import annotations
 
@@ -37,14 +37,42 @@ layer:
 match_param: {image: [image1, image2], confidence: confidence, similarity: similarity, longer_side: 48,
   <<: *cells, block: [a, b, c, d], block_jump: [4, 4, 8], block_receptive_field: [5, 11, 19]}
 """
+SMALL = """\
+name: small
+layer:
+- {name: image1, type: Input, top: image1, transform_param: {channel_order: RGB, mean_value: 115,
+    scale: 0.02}, input_param: &image {shape: {dim: [1, 3, 60, 80]}}}
+- {name: image2, type: Input, top: image2, input_param: *image}
+- siamese:
+    input: {data: [image1, image2]}
+    output: {}
+    layer:
+    - {name: conv1, type: Convolution, bottom: data, top: conv1, convolution_param: {
+        num_output: 16, kernel_size: 7, stride: 4, pad: 3, weight_filler: {type: msra}}}
+    - {name: conv2, type: Convolution, bottom: conv1, top: conv2, convolution_param: {
+        num_output: 16, kernel_size: 3, stride: 2, pad: 1, weight_filler: {type: msra}}}
+- name: similarity
+  type: HyperpixelCorrelation
+  bottom: [conv1, conv2, conv1_p, conv2_p, image1, image2]
+  top: similarity
+  hyperpixel_correlation_param: &cells {jump: 4, receptive_field: 7, margin: 0}
+- name: confidence
+  type: RegularizedHoughMatching
+  bottom: [similarity, image1, image2]
+  top: confidence
+  regularized_hough_matching_param: *cells
+match_param: {image: [image1, image2], confidence: confidence, similarity: similarity, <<: *cells,
+  block: [conv1, conv2], block_jump: [4, 8], block_receptive_field: [7, 15]}
+"""
+NETS = {"toy": SPEC, "small": SMALL}
 GROUPS = {"car(G)": 3, "duck(S)": 2, "duck(M)": 2}
 SIZES = ((40, 30), (32, 48), (60, 44))  # width, height
 
 
-def write_net(folder: Path, seed: int = 3) -> tuple[Path, Path]:
-    """The spec and the weights."""
-    spec, weights = folder / "toy.yaml", folder / "toy.safetensors"
-    spec.write_text(SPEC, encoding="utf-8")
+def write_net(folder: Path, seed: int = 3, name: str = "toy") -> tuple[Path, Path]:
+    """The spec and the weights of one of the nets."""
+    spec, weights = folder / f"{name}.yaml", folder / f"{name}.safetensors"
+    spec.write_text(NETS[name], encoding="utf-8")
     save(Net(spec, stages=("deploy",), seed=seed), weights)
     return spec, weights
 

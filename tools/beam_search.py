@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
 REPORTED = (0.05, 0.1, 0.15)
 
 
+def _finite(_: click.Context, __: click.Parameter, given: float) -> float:
+    if not 0 < given < math.inf:
+        raise click.BadParameter(f"expected a number above 0, got {given}")
+    return given
+
+
 def _split(_: click.Context, __: click.Parameter, given: str | None) -> tuple[str, ...]:
     return tuple(filter(None, (name.strip() for name in (given or "").split(","))))
 
@@ -42,7 +49,7 @@ def _split(_: click.Context, __: click.Parameter, given: str | None) -> tuple[st
 )
 @click.option("--report-on", callback=_split, help="Those to report on.  [default: the other objects]")
 @click.option("--limit", type=click.IntRange(1), help="Choose on so many pairs, spread evenly.")
-@click.option("--alpha", type=click.FloatRange(0, min_open=True), default=0.1, show_default=True)
+@click.option("--alpha", type=float, callback=_finite, default=0.1, show_default=True)
 @click.option(
     "--bases", callback=_split, help="Layers that may come first.  [default: the first, a beam of them]"
 )
@@ -104,9 +111,9 @@ def command(
         folder = cache or stack.enter_context(TemporaryDirectory(prefix="cortado-maps-"))
         maps = KeptMaps(matcher, weights, folder)
         settings = _settings(search, maps, alpha, chosen_on)
-        record = Record(log, settings, matcher.params.block, quiet=as_json)
+        record = Record(log, search, settings, matcher.params.block, quiet=as_json)
         _first_pass(maps, [*chosen_on, *reported_on])
-        record.searched(search, PCK(rules, maps, (alpha,)), chosen_on)
+        record.searched(PCK(rules, maps, (alpha,)), chosen_on)
         if reported_on:
             record.reported(PCK(rules, maps, REPORTED), rules.own, reported_on)
     if as_json:
@@ -195,32 +202,37 @@ def _first_pass(maps: KeptMaps, pairs: Sequence[KeypointPair]) -> None:
 class Record:
     """What a search has found, written to a log after each depth, and shown unless it is to be quiet.
 
-    Raises ValueError for a log that is none, or was made with other settings.
+    Raises ValueError for a log that is none, or another search's.
     """
 
     def __init__(
-        self, path: str | None, settings: dict[str, Any], blocks: Sequence[str], quiet: bool
+        self,
+        path: str | None,
+        search: Search,
+        settings: dict[str, Any],
+        blocks: Sequence[str],
+        quiet: bool,
     ) -> None:
-        self.path, self.blocks, self.quiet = path, blocks, quiet
+        self.path, self.search, self.blocks, self.quiet = path, search, blocks, quiet
         self.content: dict[str, Any] = {"settings": settings, "depths": []}
-        self.done = _done(path, settings) if path and os.path.exists(path) else []
+        self.done = _done(path, search, settings) if path and os.path.exists(path) else []
 
-    def searched(self, search: Search, pck: PCK, pairs: Sequence[KeypointPair]) -> None:
+    def searched(self, pck: PCK, pairs: Sequence[KeypointPair]) -> None:
         """Search, from where the log ends."""
 
         def score(sets: Sequence[Layers]) -> Depth:
-            label = f"{len(sets[0])} of {search.depth} layers, {len(sets)} sets"
+            label = f"{len(sets[0])} of {self.search.depth} layers, {len(sets)} sets"
             return pck.scored(sets, through(pairs, lambda pair: f"{label}: {pair.name}"))
 
         depths = []
-        for depth in search.run(score, self.done):
+        for depth in self.search.run(score, self.done):
             depths.append(depth)
-            self._depth(search, depths)
+            self._depth(depths)
 
-    def _depth(self, search: Search, depths: Sequence[Depth]) -> None:
+    def _depth(self, depths: Sequence[Depth]) -> None:
         from cortado.nets.layer_search import chosen
 
-        beam, best = search.best(depths[-1]), chosen(depths)
+        beam, best = self.search.best(depths[-1]), chosen(depths)
         self.content["depths"].append(
             {
                 "sets": [_written(each) for each in depths[-1]],
@@ -231,7 +243,8 @@ class Record:
         if len(depths) > len(self.done):
             self._write()
         taken = sum(each.seconds for each in depths[-1])
-        self._show(f"{len(depths)} of {search.depth} layers: {len(depths[-1])} sets, {taken:.1f} s")
+        count = f"{len(depths)} of {self.search.depth} layers"
+        self._show(f"{count}: {len(depths[-1])} sets, {taken:.1f} s")
         for each in beam:
             self._show(f"  {100 * each.score:6.2f}  {self._named(each.layers)}")
 
@@ -268,7 +281,7 @@ def _written(scored: Scored) -> dict[str, Any]:
     return {"layers": list(scored.layers), "pck": scored.score, "seconds": round(scored.seconds, 3)}
 
 
-def _done(path: str, settings: dict[str, Any]) -> list[Depth]:
+def _done(path: str, search: Search, settings: dict[str, Any]) -> list[Depth]:
     """The depths of a log."""
     from cortado.layers._runtime.files import read_text
     from cortado.nets.layer_search import Scored
@@ -283,7 +296,9 @@ def _done(path: str, settings: dict[str, Any]) -> list[Depth]:
             )
             for depth in content["depths"]
         ]
-    except (KeyError, TypeError, ValueError) as error:
+        if wrong := [each for depth in depths for each in depth if not 0 <= each.score <= 1]:
+            raise ValueError(f"a PCK of {wrong[0].score}")
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a search's log: {error}") from None
     for name in {**settings, **old}:
         deeper = name == "depth" and len(depths) <= settings["depth"]
@@ -292,4 +307,9 @@ def _done(path: str, settings: dict[str, Any]) -> list[Depth]:
                 f"{path}: the search of this log has {name} {old.get(name)}, not {settings.get(name)}"
             )
             raise ValueError(f"{text}; name another --log to begin anew")
+    try:
+        for _ in zip(depths, search.run(lambda sets: (), depths), strict=False):
+            pass
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     return depths

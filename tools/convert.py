@@ -91,11 +91,11 @@ def write_weights(
     Raises ValueError where the source lacks parameters of the net, and what loading raises.
     """
     from cortado.nets.net import Net
-    from cortado.nets.weights import load, save
+    from cortado.nets.weights import listed, load, save
 
     made = Net(net, phase, level=level, stages=stages, seed=0, allow_python_layers=allow_python_layers)
     report = load(made, source)
     if report.missing:
-        raise ValueError(f"{source} lacks layers of {net}: {', '.join(report.missing)}")
+        raise ValueError(f"{source} lacks layers of {net}: {listed(report.missing)}")
     save(made, target)
     click.echo(f"{report}; saved in {target}")

@@ -22,6 +22,7 @@ from .options import (
 
 if TYPE_CHECKING:
     import numpy as np
+    from cortado.nets.matching import Matcher
 
 PICTURES = (".png", ".jpg", ".pdf", ".svg")
 COLUMNS = ("x1", "y1", "x2", "y2")
@@ -78,6 +79,8 @@ def command(
         raise click.BadParameter(f"--plot: expected a file ending in {', '.join(PICTURES)}, got {plot}")
     first, second = open_image(image1), open_image(image2)
     matcher = Matcher(with_layers(spec, layers), weights, device=the_device(options))
+    _expect_cells(matcher, image1, first)
+    _expect_cells(matcher, image2, second)
     queries = matcher.grid(first) if points is None else read_points(points, first)
     matched, measure = matcher.match(first, second, queries)
     rows = np.column_stack([queries, matched, measure])
@@ -94,6 +97,17 @@ def command(
     click.echo(f"{len(rows)} matches written to {out}{nowhere}")
     if plot:
         click.echo(f"picture written to {plot}")
+
+
+def _expect_cells(matcher: Matcher, path: str, image: np.ndarray) -> None:
+    """Raises UsageError for an image so small or narrow that a margin leaves no cell to match."""
+    from cortado.layers._runtime.transform import limited_size
+
+    if matcher.params.confidence and not len(matcher.grid(image)):
+        height, width = limited_size(image.shape[0], image.shape[1], matcher.params.longer_side)
+        raise click.UsageError(
+            f"{path}: given to the net as {width} x {height} pixels, of which its margin leaves no cell"
+        )
 
 
 def open_image(path: str) -> np.ndarray:

@@ -50,6 +50,19 @@ class CellParams:
         return self.kept(counts[0], size[0]), self.kept(counts[1], size[1])
 
 
+def counts(kept: Sequence[slice]) -> list[int]:
+    """How many cells are kept along each axis."""
+    return [part.stop - part.start for part in kept]
+
+
+def place(grid: Shape, kept: Sequence[slice]) -> dict[str, int]:
+    """A grid [H, W, H', W'] and the part of it that is kept, as kernels name them."""
+    sides = ("h_a", "w_a", "h_b", "w_b")
+    starts = zip(("top_a", "left_a", "top_b", "left_b"), (part.start for part in kept), strict=True)
+    lengths = zip((f"kept_{side}" for side in sides), counts(kept), strict=True)
+    return dict(zip(sides, grid, strict=True)) | dict(starts) | dict(lengths)
+
+
 def clear_others(blob: Tensor, kept: Sequence[slice]) -> Tensor:
     """The blob ``[N, H, W, ...]`` with 0 written wherever it is not kept along each axis; no more."""
     for axis, part in enumerate(kept, start=1):

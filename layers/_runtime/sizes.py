@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -20,11 +20,18 @@ def shape_of(form: str, name: str, size: Sequence[float] | Tensor) -> Shape:
     return (len(size),)
 
 
-def expect_sizes(**shapes: Shape) -> None:
-    """Each is an image's shape, or that of two values; raises BlobError."""
+def expect_sizes(of: Mapping[str, Shape] | None = None, /, **shapes: Shape) -> None:
+    """Each is an image's shape, or that of two values; raises BlobError.
+
+    Of a blob of a batch, given by name, the images are one for each item, or one for all.
+    """
     for name, shape in shapes.items():
         if len(shape) != 4 and math.prod(shape) != 2:
             raise BlobError(f"expected {{{name}}} to be [N, C, H, W] or [2]", **{name: shape})
+        for blob, batch in (of or {}).items():
+            if len(shape) == 4 and shape[0] not in (1, batch[0]):
+                text = f"expected {{{name}}} to be an image for each of {{{blob}}}"
+                raise BlobError(text, **{blob: batch, name: shape})
 
 
 def size_of(name: str, given: Sequence[float] | Tensor) -> tuple[float, float]:

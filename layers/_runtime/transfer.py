@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from .cells import CellParams, Size
-from .checks import Shape, expect_axes, raise_if, valueless
+from .checks import Shape, expect_axes, expect_finite, valueless
 from .sizes import expect_sizes
 
 
 def expect_confidence(confidence: Shape, size_a: Shape, size_b: Shape) -> None:
     """A confidence ``[N, H, W, H', W']`` and two sizes; raises :class:`BlobError`."""
     expect_axes("N H W H' W'", confidence=confidence)
-    expect_sizes(size_a=size_a, size_b=size_b)
+    expect_sizes({"confidence": confidence}, size_a=size_a, size_b=size_b)
 
 
 class Steps:
@@ -27,7 +27,7 @@ class Steps:
     ``x`` and ``y`` are coordinates in image pixels, of which :meth:`at_points` takes pairs and
     :meth:`at_grid` all combinations. Both give float64: x, y in image pixels, and the confidence of
     it; NaN where no cell's box holds a point, or no cell of B takes part. They raise ValueError where
-    the confidence of a cell that holds one is NaN (later, on CUDA).
+    the best confidence of a cell that holds one is NaN or infinite (later, on CUDA).
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Steps:
             index[row, chosen] = best = matches.argmax(1)
             score[row, chosen] = matches.gather(1, best[:, None])[:, 0].double()
         if self.part.numel():
-            raise_if((score.isnan() & wanted).any().reshape(1), "confidence: NaN")
+            expect_finite("confidence", score.where(wanted, 0))
         x = index % max(across, 1) + self.kept[3].start - self._indices(1)
         y = index // max(across, 1) + self.kept[2].start - self._indices(0)[:, None]
         found = torch.stack((x * self.jump, y * self.jump, score)).where(wanted, 0)

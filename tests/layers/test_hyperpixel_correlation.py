@@ -8,6 +8,7 @@ from cells import takes_part
 from cortado.layers._runtime.checks import BlobError
 from cortado.layers._runtime.fillers import FillerParams, FillerType
 from cortado.layers.hyperpixel_correlation import (
+    Function,
     HyperpixelCorrelation,
     Params,
     hyperpixel_correlation,
@@ -16,6 +17,7 @@ from cortado.layers.rectified_cosine import rectified_cosine
 from suite import LayerSuite
 
 A, SMALL, B = torch.zeros(2, 3, 4, 5), torch.zeros(2, 6, 2, 3), torch.zeros(2, 3, 3, 3)
+ONE_EACH = " (maps of A: 1, of B: 1, images: 0)"
 
 
 def upsampled(x, height, width):
@@ -45,16 +47,21 @@ class TestHyperpixelCorrelation(LayerSuite):
         ((A,), "expected as many maps of B as of A, got 1 bottoms"),
         ((A, SMALL, B), "expected as many maps of B as of A, got 3 bottoms"),
         ((A[0], B), "expected bottom0 [3, 4, 5] to be [N, C, H, W]"),
-        ((A, SMALL), "channels differ: bottom0 [2, 3, 4, 5], bottom1 [2, 6, 2, 3]"),
-        ((A, B[:1]), "batch sizes differ: bottom0 [2, 3, 4, 5], bottom1 [1, 3, 3, 3]"),
+        ((A, SMALL), "channels differ: bottom0 [2, 3, 4, 5], bottom1 [2, 6, 2, 3]" + ONE_EACH),
+        ((A, B[:1]), "batch sizes differ: bottom0 [2, 3, 4, 5], bottom1 [1, 3, 3, 3]" + ONE_EACH),
         (
             (A, SMALL[:, :, :0], B, SMALL),
             "bottom1 [2, 6, 0, 3] has no cells for those of bottom0 [2, 3, 4, 5]",
         ),
-        ((A.int(), B.int()), "expected bottom0 to be floating point, got torch.int32"),
+        ((A.int(), B.int()), "expected maps_a[0] to be floating point, got torch.int32"),
         (
             (A, B),
             "expected as many maps of B as of A and two images, got 2 bottoms",
+            Params(margin=1.0),
+        ),
+        (
+            (A, B, torch.zeros(3, 3, 16, 20), torch.zeros(2)),
+            "expected bottom2 [3, 3, 16, 20] to be an image for each of bottom0 [2, 3, 4, 5]",
             Params(margin=1.0),
         ),
         (
@@ -190,6 +197,17 @@ def test_what_does_not_learn_keeps_no_cosines():
         assert hyperpixel_correlation(*maps).grad_fn is None
 
 
+def test_backward_is_given_no_zeros_for_what_has_no_gradient(monkeypatch):
+    """They would be as many as the matches."""
+    seen, backward = [], Function.backward
+    monkeypatch.setattr(
+        Function, "backward", lambda ctx, *given: seen.append(given) or backward(ctx, *given)
+    )
+    a, b = torch.ones(1, 1, 4, 4, requires_grad=True), torch.ones(1, 1, 4, 4)
+    hyperpixel_correlation([a], [b]).sum().backward()
+    assert [x is None for x in seen[0]] == [False, True, True, True]
+
+
 def test_only_what_learns_gets_a_gradient():
     maps = photographs()
     maps[0][1].requires_grad_()
@@ -214,6 +232,23 @@ def test_misuse_of_the_function():
     with pytest.raises(BlobError) as weights:
         hyperpixel_correlation([A], [B], weights=[torch.ones(3)] * 2)
     assert str(weights.value) == "expected weights for each of 1 maps, got 2"
+    with pytest.raises(BlobError) as weights:
+        hyperpixel_correlation([A], [B], weights=[torch.ones(1)])
+    text = "expected weights[0] [1] to be a value for each channel of maps_a[0] [2, 3, 4, 5]"
+    assert str(weights.value) == text
+    with pytest.raises(
+        TypeError, match=r"^hyperpixel_correlation: expected weights\[0\] to be a torch"
+    ):
+        hyperpixel_correlation([A], [B], weights=[[1.0, 2, 3]])
+
+
+def test_errors_of_the_function_name_its_arguments():
+    with pytest.raises(BlobError, match=r"^channels differ: maps_a\[1\] \[2, 6, 2, 3\], maps_b\[1\]"):
+        hyperpixel_correlation([A, SMALL], [B, B])
+    with pytest.raises(BlobError, match=r"^expected size_b \[3\] to be"):
+        hyperpixel_correlation([A], [B], (16, 20), torch.zeros(3), margin=1.0)
+    with pytest.raises(TypeError, match=r"expected maps_b\[0\] to be a torch.Tensor, got None"):
+        hyperpixel_correlation([A], [None])
 
 
 def test_autocast_computes_in_single_precision():

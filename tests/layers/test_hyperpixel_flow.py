@@ -20,7 +20,11 @@ class TestHyperpixelFlow(LayerSuite):
         ((C, torch.zeros(2), B), "expected size_a [2] to be an image [N, C, H, W]"),
         ((C, A, B[0]), "expected size_b [3, 8, 12] to be [N, C, H, W] or [2]"),
         ((C.int(), A, B), "expected confidence to be floating point, got torch.int32"),
-        ((C * math.nan, A, B), "confidence: NaN"),
+        (
+            (C, B[:1].expand(3, 3, 8, 12), B),
+            "expected size_a [3, 3, 8, 12] to be an image for each of confidence [2, 3, 4, 2, 3]",
+        ),
+        ((C * math.nan, A, B), "expected finite confidence"),
     )
 
     def oracle(self, params, confidence, image_a, image_b):

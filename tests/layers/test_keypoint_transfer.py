@@ -21,7 +21,11 @@ class TestKeypointTransfer(LayerSuite):
         ((C, POINTS[:1], A, B), "batch sizes differ: confidence [2, 3, 4, 2, 3], points [1, 5, 2]"),
         ((C, POINTS, A[0], B), "expected size_a [3, 12, 16] to be [N, C, H, W] or [2]"),
         ((C.int(), POINTS, A, B), "expected confidence to be floating point, got torch.int32"),
-        ((C * math.nan, POINTS, A, B), "confidence: NaN"),
+        (
+            (C, POINTS, B[:1].expand(3, 3, 8, 12), B),
+            "expected size_a [3, 3, 8, 12] to be an image for each of confidence [2, 3, 4, 2, 3]",
+        ),
+        ((C * math.nan, POINTS, A, B), "expected finite confidence"),
     )
 
     def oracle(self, params, confidence, points, size_a, size_b):
@@ -66,6 +70,16 @@ def test_rows_that_hold_no_point_are_not_read():
     confidence[0, 3:] = math.nan
     moved, _ = keypoint_transfer(confidence, torch.tensor([[[4.0, 4]]]), A, B, receptive_field=7)
     assert moved.isfinite().all()
+
+
+def test_an_infinite_confidence_spoils_no_other_points():
+    confidence = torch.rand(1, 5, 5, 4, 4, generator=torch.Generator().manual_seed(0))
+    confidence[0, 0, 0, 1, 1] = math.inf
+    sizes = (20, 20), (16, 16)
+    _, score = keypoint_transfer(confidence, torch.tensor([[[16.0, 16]]]), *sizes, receptive_field=7)
+    assert score.isfinite().all()
+    with pytest.raises(ValueError, match=r"^expected finite confidence$"):
+        keypoint_transfer(confidence, torch.zeros(1, 1, 2), *sizes, receptive_field=7)
 
 
 def test_points_that_are_not_there_are_nan():

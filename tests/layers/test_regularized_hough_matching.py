@@ -147,3 +147,12 @@ def test_over_its_bottom_it_gives_the_same():
         given = similarity.clone()
         assert layer.forward_over(given, *sizes) is given
         assert torch.equal(given, wanted)
+
+
+def test_bins_without_end():
+    """Finer than a match's offset each has a bin of its own, however many there are."""
+    s = torch.rand(1, 3, 4, 4, 3, generator=torch.Generator().manual_seed(0))
+    found = [regularized_hough_matching(s, (12, 16), (16, 12), cells=cells) for cells in (1e6, 1e12)]
+    assert torch.allclose(*found)
+    with pytest.raises(ValueError, match=r"^cells: expected at most 1e\+12, got 1"):
+        regularized_hough_matching(s, (12, 16), (16, 12), cells=1e13)

@@ -244,6 +244,9 @@ def test_match_param_of_a_confidence():
             "match_param names a confidence or two features, not both"
         ],
         "{confidence: c, image: s}": ["match_param names two image blobs"],
+        "{confidence: c, coordinate_offset: 0}": [
+            "match_param: a confidence's cell (0, 0) lies at 0: coordinate_offset goes with features"
+        ],
         "{similarity: s, margin: 3}": [
             '"similarity" of match_param goes with a confidence',
             '"margin" of match_param goes with a confidence',

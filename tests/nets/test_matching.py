@@ -15,7 +15,7 @@ from cortado.nets.net import Net
 from cortado.nets.specs import load
 from cortado.nets.weights import save
 from cortado.prototxt_like import Message, SpecError, loads
-from small_hyperpixel_net import SPEC
+from hyperpixel_toy import SMALL
 
 CELLS = {"jump": 4.0, "receptive_field": 7, "margin": 0.0}
 POINTS = np.array([[20, 20], [33.5, 41], [61, 24], [79.5, 30]])
@@ -35,7 +35,7 @@ match_param: {feature: [feature1, feature2], downsampling_factor: 4, coordinate_
 """
 
 
-def message(text: str = SPEC, old: str = "", new: str = "") -> Message:
+def message(text: str = SMALL, old: str = "", new: str = "") -> Message:
     assert old in text
     return loads(text.replace(old, new) if old else text, "small.yaml")
 
@@ -99,7 +99,7 @@ def test_the_nearest_feature_is_the_match(photographs: tuple[np.ndarray, np.ndar
 def test_larger_images_are_resized_and_points_with_them(
     photographs: tuple[np.ndarray, np.ndarray],
 ) -> None:
-    small = message(SPEC, "similarity: similarity", "similarity: similarity, longer_side: 69")
+    small = message(SMALL, "similarity: similarity", "similarity: similarity, longer_side: 69")
     matcher = Matcher(small, seed=0)
     one, other = map(matcher.describe, photographs)
     assert (one.size, one.ratio) == ((51, 69), 69 / 80)
@@ -143,11 +143,11 @@ def test_the_flow_carries_pixels_as_points(photographs: tuple[np.ndarray, np.nda
 
 REFUSED = {
     "no match_param": (
-        (SPEC, SPEC[SPEC.index("match_param") :], ""),
+        (SMALL, SMALL[SMALL.index("match_param") :], ""),
         "matching needs a match_param, which names the blobs of the images and the features",
     ),
     "other inputs": (
-        (SPEC, "- {name: image2", "- {name: more, type: Input, top: more}\n- {name: image2"),
+        (SMALL, "- {name: image2", "- {name: more, type: Input, top: more}\n- {name: image2"),
         "in the stage deploy its inputs are image1, more, image2",
     ),
     "no inputs": (
@@ -155,7 +155,7 @@ REFUSED = {
         "matching gives the net image1, image2; in the stage deploy its inputs are none",
     ),
     "a blob of another stage": (
-        (SPEC, "- name: confidence\n", "- name: confidence\n  exclude: {stage: deploy}\n"),
+        (SMALL, "- name: confidence\n", "- name: confidence\n  exclude: {stage: deploy}\n"),
         'match_param: "confidence" is no blob of the net in the stage deploy',
     ),
     "a blob of none": (
@@ -174,8 +174,20 @@ def test_nets_that_do_not_match(name: str) -> None:
     assert str(caught.value).startswith("small.yaml:")
 
 
+@pytest.mark.parametrize(("text", "blob"), [(FEATURES, "feature1"), (SMALL, "conv1")])
+def test_weights_that_are_not_finite(
+    text: str, blob: str, photographs: tuple[np.ndarray, np.ndarray]
+) -> None:
+    matcher = Matcher(message(text), seed=0)
+    with torch.no_grad():
+        for values in matcher.net.parameters():
+            values.fill_(torch.nan)
+    with pytest.raises(ValueError, match=f'expected finite values of "{blob}": the net makes NaN'):
+        matcher.match(*photographs, POINTS)
+
+
 def test_what_a_net_has_not(photographs: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
-    matcher = Matcher(message(SPEC, "similarity: similarity, ", ""), seed=0)
+    matcher = Matcher(message(SMALL, "similarity: similarity, ", ""), seed=0)
     with pytest.raises(
         SpecError, match='nearest neighbours need the name of a "similarity" in match_p'
     ):

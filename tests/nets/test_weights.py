@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from cortado.nets.net import Net
-from cortado.nets.weights import load, save
+from cortado.nets.weights import listed, load, save
 from cortado.prototxt_like import SpecError, loads
 from cortado.prototxt_like.schema import message
 from cortado.prototxt_like.wire import read_net, write_net
@@ -104,6 +104,8 @@ def test_the_report_tells_what_was_not_filled(tmp_path):
     assert report.missing == ("head", "head_p")
     assert report.unused == ("ip",)
     assert "not in the file: head, head_p; not in the net: ip" in str(report)
+    assert listed([f"ip{i}" for i in range(10)], 2) == "ip0, ip1 and 8 more"
+    assert listed(["ip0", "ip1"], 2) == "ip0, ip1"
 
 
 def test_mismatches_are_located_and_nothing_is_filled(tmp_path):

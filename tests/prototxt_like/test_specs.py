@@ -240,7 +240,21 @@ def test_a_quoted_value_is_a_string(tmp_path: Path) -> None:
         assert (caught.value.message, caught.value.span.line) == (says, 1)
 
 
-@pytest.mark.parametrize("name", ["", "a\0b.yaml", "."])
+def test_what_comes_with_cortado_is_included_by_its_name(tmp_path: Path) -> None:
+    """From any folder, unless a file of that name lies beside the spec."""
+    spec = tmp_path / "net.yaml"
+    spec.write_text("layer: {include: resnet50_to_res4f.yaml}")
+    shipped = load(include.SHIPPED / "resnet50_to_res4f.yaml")
+    assert same(load(spec), shipped)
+    spec.write_text("layer: {include: folder/resnet50_to_res4f.yaml}")
+    with pytest.raises(SpecError, match='cannot include "folder/resnet50_to_res4f.yaml"'):
+        load(spec)
+    (tmp_path / "vgg16_to_pool4.yaml").write_text("layer: {name: mine}")
+    spec.write_text("layer: {include: vgg16_to_pool4.yaml}")
+    assert [layer.value.text("name") for layer in load(spec).all("layer")] == ["mine"]
+
+
+@pytest.mark.parametrize("name", ["", "a\0b.yaml", ".", "..", "n" * 300])
 def test_an_inclusion_of_no_file(name: str) -> None:
     tree = '"' + name.replace("\0", "\\0") + '"'
     with pytest.raises(SpecError, match="cannot include"):

@@ -195,7 +195,31 @@ def test_a_log_of_another_net(there: Path, capfd: pytest.CaptureFixture[str]) ->
     assert "this log has net and weights " in err
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"settings": {}}', '{"settings": {}, "depths": [1]}'])
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("pck", float("nan"), "not a search's log: a PCK of nan"),
+        ("pck", 70.9, "not a search's log: a PCK of 70.9"),
+        ("layers", [1, 2, 3], "depth 2 evaluated other sets than this search does"),
+    ],
+)
+def test_an_edited_log(
+    there: Path, capfd: pytest.CaptureFixture[str], field: str, value: Any, message: str
+) -> None:
+    """It is refused before anything is done, and kept."""
+    assert run(capfd, *SEARCH, "--depth", "2", "--log", "log.json")[0] == 0
+    log = json.loads((there / "log.json").read_text())
+    log["depths"][1]["sets"][0][field] = value
+    (there / "log.json").write_text(json.dumps(log))
+    assert run(capfd, *SEARCH, "--log", "log.json") == (2, "", f"error: log.json: {message}\n")
+    assert json.dumps(json.loads((there / "log.json").read_text())) == json.dumps(log)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{", '{"settings": {}}', '{"settings": {}, "depths": [1]}', "[" * 100_000],
+    ids=["empty", "a list", "cut", "no depths", "a number", "deep"],
+)
 def test_no_log(there: Path, capfd: pytest.CaptureFixture[str], text: str) -> None:
     (there / "log.json").write_text(text)
     code, _, err = run(capfd, *SEARCH, "--log", "log.json")
@@ -214,6 +238,9 @@ def test_no_log(there: Path, capfd: pytest.CaptureFixture[str], text: str) -> No
         (("--choose-on", "car", "--report-on", "car"), "car: layers chosen on these are reported"),
         (("--report-on", "car,duck"), "--report-on: no objects are left to choose on"),
         (("--choose-on", "car", "--bases", "0,x"), '--bases: expected numbers, as 0,1,2,3, got "x"'),
+        (("--choose-on", "car", "--alpha", "nan"), "'--alpha': expected a number above 0, got nan"),
+        (("--choose-on", "car", "--alpha", "inf"), "'--alpha': expected a number above 0, got inf"),
+        (("--choose-on", "car", "--alpha", "0"), "'--alpha': expected a number above 0, got 0.0"),
         (("--choose-on", "car", "--bases", "3"), "block 3 (d) cannot be the first"),
         (("--choose-on", "car", "--bases", "7"), "there is no block 7"),
         (("--choose-on", "car", "--bases", "1,1"), "expected bases, each once, got [1, 1]"),

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import skimage.data
 import skimage.io
-import small_hyperpixel_net
 import torch
 from cortado.nets.matching import Matcher
 from cortado.nets.net import Net
@@ -20,6 +19,7 @@ from cortado.nets.specs import path
 from cortado.nets.weights import save
 from cortado.tools import kernels
 from cortado.tools.cli import COMMANDS, main
+from hyperpixel_toy import write_net
 
 TINY = """
 name: tiny
@@ -154,7 +154,7 @@ def test_match_at_given_points(folder, capfd):
 
 
 def test_match_by_a_confidence(folder, capfd):
-    spec, weights = small_hyperpixel_net.written(folder)
+    spec, weights = map(str, write_net(folder, 0, "small"))
     (folder / "points.csv").write_text("x1,y1\n60,60\n0.5,40\n80.5,40\n")
     arguments = ["a.png", "b.png", "--net", spec, "--weights", weights, "--out", "m.csv"]
     code, out, _ = run(capfd, "match", *arguments, "--points", "points.csv", "--plot", "plot.png")
@@ -175,6 +175,12 @@ def test_match_by_a_confidence(folder, capfd):
         "out": "m.csv",
         "plot": None,
     }
+    skimage.io.imsave("strip.png", np.zeros((4, 160, 3), np.uint8), check_contrast=False)
+    for images in (("a.png", "strip.png"), ("strip.png", "b.png")):
+        code, _, err = run(capfd, "match", *images, *arguments[2:-1], "none.csv")
+        assert code == 2
+        assert "strip.png: given to the net as 160 x 4 pixels, of which its margin leaves no" in err
+        assert not (folder / "none.csv").exists()
     code, _, err = run(capfd, *MATCH, "--weights", weights, "--out", "m.csv", "--layers", "1")
     assert (code, "the net has no blocks to choose from" in err) == (2, True)
 

@@ -23,9 +23,9 @@ from cortado.nets.net import Net
 from cortado.nets.weights import save
 from cortado.tools.cli import main
 from cortado.tools.pictures import warped
+from hyperpixel_toy import SMALL, write_net
 from PIL import Image
 from shared import SHARED
-from small_hyperpixel_net import SPEC, written
 
 GROUPS = {"cup(S)": 3, "spoon": 2, "twins": 2}
 ALPHAS = (0.05, 0.1, 0.15)
@@ -53,7 +53,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             Image.fromarray(image).save(tmp_path / "data" / group / f"{i}.png")
             points = {"pts_coord": rng.uniform(8, 50, (2, 10))}
             scipy.io.savemat(tmp_path / "data" / group / f"{i}.mat", points)
-    written(tmp_path)
+    write_net(tmp_path, 0, "small")
     return tmp_path
 
 
@@ -236,7 +236,7 @@ def test_outlines_are_measured_as_outlines(folder: Path, capfd: pytest.CaptureFi
     wanted = [(found == truth).mean(), (found & truth).sum() / (found | truth).sum()]
     assert report["figures"] == ["LT-ACC", "IoU"]
     assert report["methods"]["identity"]["mean"] == pytest.approx(wanted)
-    Path("half.yaml").write_text(SPEC.replace("similarity: s", "longer_side: 60, similarity: s"))
+    Path("half.yaml").write_text(SMALL.replace("similarity: s", "longer_side: 60, similarity: s"))
     half = ("half.yaml", *NET[1:3], *data, "--baseline", "identity", "--pictures", "drawn")
     found = filled(np.array([[7.5, 7.5], [22.5, 7.5], [22.5, 22.5], [7.5, 22.5]]), (45, 60))
     truth = filled(np.array([[7.5, 7.5], [22.5, 7.5], [22.5, 22.5], [7.5, 30]]), (45, 60))
@@ -273,8 +273,8 @@ MISTAKES = {
 
 @pytest.mark.parametrize("arguments", MISTAKES)
 def test_mistakes(folder: Path, capfd: pytest.CaptureFixture[str], arguments: tuple[str, ...]) -> None:
-    Path("plain.yaml").write_text(SPEC.split("match_param")[0])
-    Path("unlike.yaml").write_text(SPEC.replace("similarity: similarity, ", ""))
+    Path("plain.yaml").write_text(SMALL.split("match_param")[0])
+    Path("unlike.yaml").write_text(SMALL.replace("similarity: similarity, ", ""))
     torch.save({"layers.other.weight": torch.ones(2)}, "other.pth")
     before = set(folder.rglob("*"))
     code, out, err = run(capfd, *arguments)
