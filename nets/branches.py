@@ -59,7 +59,9 @@ class Branches:
             found |= self._run(self.sides[1], {self.images[1]: image}, self.read)
         found |= {b: found[a] for a, b in pairs if b in self.read}
         values = {value: blob for value, blob in found.items() if value in self.read}
-        names = {blob: name for (name, _), blob in reversed(values.items())}  # of twins the first's
+        names: dict[torch.Tensor, str] = {}
+        for (name, _), blob in values.items():
+            names.setdefault(blob, name)  # twins have one
         for blob, name in names.items():
             expect_finite(f'values of "{name}": the net makes NaN or infinity of the image', blob)
         return values
