@@ -300,7 +300,7 @@ def _match(
     expect_floating(similarity=similarity)
     length_a, length_b = (size_of(name, size) for name, size in sizes.items())
     space = Space.of(params, grid[1:], length_a, length_b, similarity.device)
-    if over and not use_cuda(similarity):
+    if over and similarity.dtype == _wide(similarity) and not use_cuda(similarity):  # not autocast's
         return forward(similarity, space, over)[0]
     top: Tensor = autocast.apply(Function, similarity, space)[0]
     return top
@@ -310,7 +310,7 @@ def _match(
 class RegularizedHoughMatching(Layer):
     """The confidence of matches of cells; see the module.
 
-    ``forward_over`` writes it over the similarity on the CPU.
+    ``forward_over`` writes it over a similarity in float32 or float64 on the CPU.
     """
 
     Params = Params

@@ -11,7 +11,6 @@ import safetensors
 import safetensors.torch
 from cortado.layers._runtime.images import read_image
 from cortado.layers._runtime.keypoint_pairs import digest
-from cortado.layers._runtime.transform import blob, limited
 from cortado.prototxt_like import prototxt
 from cortado.prototxt_like.files import replace_file
 from torch import Tensor
@@ -46,10 +45,8 @@ class KeptMaps:
 
     def _make(self, image: str | Path, file: Path) -> Maps:
         matcher = self.matcher
-        read = blob(read_image(image, what=f'image "{image}"'), matcher.transform)[0]
-        given, ratio = limited(read, matcher.params.longer_side)
-        values = self.branches.describe(given[None].to(matcher.net.device))
-        size = (given.shape[1], given.shape[2])
+        given, ratio = matcher.given(read_image(image, what=f'image "{image}"'))
+        values, size = self.branches.describe(given), (given.shape[2], given.shape[3])
         maps = [values[self.branches.wanted[name]].contiguous() for name in matcher.params.block]
         self.made += 1
         tensors = {str(i): x.cpu() for i, x in enumerate(maps)}

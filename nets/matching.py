@@ -103,9 +103,13 @@ class Matcher:
 
     def describe(self, image: np.ndarray) -> Description:
         """What matching needs of an image of any size, to be kept for any number of pairs."""
-        given, ratio = limited(blob(image, self.transform)[0], self.params.longer_side)
-        values = self.branches.describe(given[None].to(self.net.device))
-        return Description((given.shape[1], given.shape[2]), ratio, values)
+        given, ratio = self.given(image)
+        return Description((given.shape[2], given.shape[3]), ratio, self.branches.describe(given))
+
+    def given(self, image: np.ndarray) -> tuple[torch.Tensor, float]:
+        """An image's blob [1, C, H, W] as the net is given it, and its pixels to one of the image's."""
+        made, ratio = limited(blob(image, self.transform)[0], self.params.longer_side)
+        return made[None].to(self.net.device), ratio
 
     def match(
         self,

@@ -7,10 +7,11 @@ from itertools import takewhile
 from pathlib import Path
 
 from cortado import prototxt_like
+from cortado.prototxt_like.include import SHIPPED
 from cortado.prototxt_like.message import Message
 from cortado.prototxt_like.source import Source, Span, SpecError, did_you_mean
 
-FOLDER = Path(__file__).resolve().parent
+FOLDER = SHIPPED
 
 
 def names() -> list[str]:

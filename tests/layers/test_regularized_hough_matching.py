@@ -156,3 +156,14 @@ def test_bins_without_end():
     assert torch.allclose(*found)
     with pytest.raises(ValueError, match=r"^cells: expected at most 1e\+12, got 1"):
         regularized_hough_matching(s, (12, 16), (16, 12), cells=1e13)
+
+
+def test_under_autocast_a_half_similarity_is_not_written_over():
+    similarity = torch.rand(1, 3, 4, 4, 3, generator=torch.Generator().manual_seed(0)).bfloat16()
+    kept, layer = similarity.clone(), RegularizedHoughMatching(Params(cells=40.0))
+    sizes = torch.tensor([12, 16]), torch.tensor([16, 12])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer.forward_over(similarity, *sizes)
+        assert torch.equal(found, layer(similarity, *sizes))
+    assert found.dtype == torch.float32
+    assert torch.equal(similarity, kept)
