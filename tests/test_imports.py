@@ -37,7 +37,7 @@ IN_FUNCTIONS = {
     "prototxt_like": set(),
     "layers": {"skimage", "PIL", "pycocotools", "h5py", "scipy"},
     "nets": {"h5py", "scipy"},
-    "tools": {"matplotlib", "skimage", "scipy", "torch", "torchvision", "numpy", "rich"},
+    "tools": {"matplotlib", "skimage", "scipy", "torch", "torchvision", "numpy", "rich", "h5py", "cv2"},
     "cortado": {"torch", "numpy", "skimage", "scipy"},
     "benchmarks": {"scipy", "skimage", "rich", "torchvision", "onnxruntime"},
 }

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ import numpy.typing as npt
 from . import mat_file, registry
 from .files import open_file, read_text
 from .images import SUFFIXES
+from .motion import Motion
 
 Array = npt.NDArray[np.float64]
 Rows = TypeVar("Rows", bound=Sequence[Any])
@@ -59,10 +60,14 @@ class KeypointPair(ImagePair):
     """A pair whose key points are known in both images: ``points1[k]`` corresponds to ``points2[k]``.
 
     points2: float64 [K, 2]; length: PCK's unit T in pixels of image 2, by the benchmark's own rule.
+    signs: float64 [K], 1 where they do and 0 where the two points are known not to; None: all do.
+    motion: how the camera moved between the images, where that is known.
     """
 
     points2: Array
     length: float
+    signs: Array | None = None
+    motion: Motion | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,9 +81,14 @@ class OutlinePair(ImagePair):
 
 
 class PairReader(ABC):
-    """The pairs of one split of a data set: ``len(pairs)``, ``pairs[n]``, ``for pair in pairs``."""
+    """The pairs of one split of a data set: ``len(pairs)``, ``pairs[n]``, ``for pair in pairs``.
+
+    ``pixels`` says whether thresholds of PCK are pixels: every pair's T is 1, and its points are all
+    that are known, of which a user draws some.
+    """
 
     rows: Sequence[Any]
+    pixels: ClassVar[bool] = False
 
     @abstractmethod
     def read(self, row: Any) -> ImagePair:
@@ -99,7 +109,10 @@ _readers: dict[str, Callable[..., PairReader]] = {}
 
 
 def reader(name: str) -> Callable[[R], R]:
-    """Make a reader, which is opened by (folder, split, options), known to :func:`open_pairs`."""
+    """Make a reader, which is opened by (folder, split, options), known to :func:`open_pairs`.
+
+    Options are text where they come from a command or a spec: :func:`as_flag` and the like read them.
+    """
 
     def decorate(cls: R) -> R:
         _readers[name] = cls
@@ -114,10 +127,11 @@ def readers() -> dict[str, Callable[..., PairReader]]:
     return dict(sorted(_readers.items()))
 
 
-def open_pairs(source: str, split: str = "test", **options: str) -> PairReader:
+def open_pairs(source: str, split: str = "", **options: object) -> PairReader:
     """The pairs of a data set in a folder, ``pf-pascal:DIR``; options are those of its reader.
 
-    Raises ValueError for an unknown data set, split or option, and where the reader does.
+    split: where the data set has several; empty: the reader's own choice, which is ``test`` if there is
+    one. Raises ValueError for an unknown data set, split or option, and where the reader does.
     """
     known = readers()
     name, _, folder = source.partition(":")
@@ -128,7 +142,8 @@ def open_pairs(source: str, split: str = "test", **options: str) -> PairReader:
     for option in options:
         if option not in takes:
             raise ValueError(f"{name} has no {option}" + f" (it has {', '.join(takes)})" * bool(takes))
-    return known[name](folder, split, **options)
+    given = {"split": split} if split else {}
+    return known[name](folder, **given, **options)
 
 
 def digest(path: str | Path) -> str:
@@ -250,6 +265,22 @@ def some(rows: Rows, listed: Path) -> Rows:
     if not rows:
         raise ValueError(f"{listed}: expected pairs of images, found none")
     return rows
+
+
+def as_flag(value: object, name: str) -> bool:
+    """An option that is yes or no, of a command or a spec too; raises ValueError for anything else."""
+    found = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
+    if str(value).lower() not in found:
+        raise ValueError(f'{name}: expected yes or no, got "{value}"')
+    return found[str(value).lower()]
+
+
+def as_count(value: object, name: str) -> int:
+    """An option that is a whole number of at least 1; raises ValueError for anything else."""
+    text = str(value)
+    if not (text.isascii() and text.isdecimal() and len(text) < 18 and int(text)):
+        raise ValueError(f'{name}: expected a whole number of at least 1, got "{value}"')
+    return int(text)
 
 
 def expect_split(split: str, splits: tuple[str, ...]) -> str:
