@@ -14,6 +14,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import command_page
@@ -26,8 +27,8 @@ from rst import Table, heading, table, tables
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 DATA_SETS = """\
-Benchmarks of semantic correspondence, by the names that the layer KeypointPairs and the commands take,
-each in the layout that its authors publish.
+Data sets of corresponding points, by the names that the layers CorrespondenceFiles and KeypointPairs
+and the commands take, each in the layout that its authors publish.
 """
 CHECKER = ["tools/gradcheck.py", "tools/differences.py", "tools/subjects.py"]
 
@@ -60,8 +61,11 @@ def pages(known: layer_pages.Figures) -> dict[str, str]:
 def data_sets() -> str:
     """What the readers of the data sets read: their files' docstrings."""
     parts = [heading("Data sets", "="), DATA_SETS]
+    of: dict[ModuleType, list[str]] = {}
     for name, opened in readers().items():
-        parts += [heading(f"{name}:DIR"), inspect.getdoc(inspect.getmodule(opened)) or "", ""]
+        of.setdefault(sys.modules[opened.__module__], []).append(f"{name}:DIR")
+    for module, names in of.items():
+        parts += [heading(", ".join(names)), inspect.getdoc(module) or "", ""]
     return "\n".join(parts)
 
 

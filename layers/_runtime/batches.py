@@ -27,10 +27,20 @@ class BatchLayer(Layer):
         super().__init__(params, bottom_shapes, generator)
         self.seed = int(torch.randint(2**31, (), generator=generator, device="cpu"))
         self.position = 0
+        self._shuffled: tuple[tuple[int, ...], np.ndarray] = ((), np.arange(0))
 
     def draw(self, *key: int) -> np.random.Generator:
         """The random numbers of this key."""
         return np.random.default_rng((self.seed, *key))
+
+    def shuffled(self, number: int, count: int) -> int:
+        """Which of ``count`` items comes as the ``number``-th where they are read round and round, each
+        time in another order, which depends on the seed and on the round alone."""
+        again, place = divmod(number, count)
+        key = (self.seed, again, count)
+        if self._shuffled[0] != key:
+            self._shuffled = (key, self.draw(1, again).permutation(count))
+        return int(self._shuffled[1][place])
 
     def get_extra_state(self) -> Tensor:
         """The seed and the position, so that a restored net goes on with the next sample."""

@@ -17,7 +17,7 @@ import io
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -265,6 +265,18 @@ def some(rows: Rows, listed: Path) -> Rows:
     if not rows:
         raise ValueError(f"{listed}: expected pairs of images, found none")
     return rows
+
+
+def as_options(texts: Iterable[str]) -> dict[str, str]:
+    """Options written NAME=VALUE, of a command or a spec; raises ValueError for anything else, for a
+    name given twice, and for source and split, which are no options."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or name in ("", "source", "split", *found):
+            raise ValueError(f'option: expected NAME=VALUE, each name once, got "{text}"')
+        found[name] = value
+    return found
 
 
 def as_flag(value: object, name: str) -> bool:

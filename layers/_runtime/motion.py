@@ -28,7 +28,7 @@ def rotation_deviation(found: Array, truth: Array) -> float:
     """The angle between two rotations [3, 3] in degrees, UCN's arccos((Tr(found^T truth) - 1) / 2) in
     the form that keeps its digits where it is small."""
     sine = np.linalg.norm(found - truth) / 8**0.5  # of half the angle
-    return float(np.degrees(2 * np.arcsin(min(sine, 1.0))))
+    return float(np.degrees(2 * np.arcsin(min(float(sine), 1.0))))
 
 
 def direction_deviation(found: Array, truth: Array) -> float:

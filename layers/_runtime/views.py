@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -56,6 +56,21 @@ class ViewParams:
         """Of one view: C, S, S."""
         side = self.transform_param.crop_size
         return (self.transform_param.channels, side, side)
+
+
+class Light(Protocol):
+    """The ranges of a random change of light, which :class:`ViewParams` describes."""
+
+    @property
+    def contrast(self) -> float: ...
+    @property
+    def brightness(self) -> float: ...
+    @property
+    def gamma(self) -> float: ...
+    @property
+    def color(self) -> float: ...
+    @property
+    def noise(self) -> float: ...
 
 
 def read_photographs(source: str) -> list[np.ndarray]:
@@ -148,12 +163,13 @@ def warp(image: Tensor, homography: np.ndarray, height: int, width: int) -> Tens
     y, x = torch.meshgrid(torch.arange(height).float(), torch.arange(width).float(), indexing="ij")
     u, v, w = (row[0] * x + row[1] * y + row[2] for row in m)
     size = image.shape[-2:]
-    grid = torch.stack([2 * u / w / (size[1] - 1) - 1, 2 * v / w / (size[0] - 1) - 1], -1)
+    last = [max(length - 1, 1) for length in size]
+    grid = torch.stack([2 * u / w / last[1] - 1, 2 * v / w / last[0] - 1], -1)
     image = image[None].float()
     return F.grid_sample(image, grid[None], padding_mode="reflection", align_corners=True)[0]
 
 
-def change_light(image: Tensor, params: ViewParams, draw: Draw) -> Tensor:
+def change_light(image: Tensor, params: Light, draw: Draw) -> Tensor:
     """Random gamma, contrast, brightness, channel gains and noise of an image in 0..255."""
     image = (image / 255).clamp(1e-3, 1) ** draw.jitter(params.gamma)
     mean = image.mean()

@@ -101,8 +101,8 @@ class HDF5Data(BatchLayer):
         row = self.position
         if self.params.shuffle:
             key = (1, self.round, self.turn)
-            if self._order[0] != key:
-                self._order = (key, self.draw(*key).permutation(len(sets[0])))
+            if self._order[0] != (self.seed, *key):
+                self._order = ((self.seed, *key), self.draw(*key).permutation(len(sets[0])))
             row = int(self._order[1][row])
         found = [data[row] for data in sets]
         self.skip(1)

@@ -81,7 +81,6 @@ class ImageData(BatchLayer):
         super().__init__(params, bottom_shapes, generator)
         self.images = read_list(params.source)
         self.transformer = Transformer(params.transform_param)
-        self._order: tuple[int, np.ndarray] = (-1, np.arange(0))
 
     @property
     def skipped(self) -> int:
@@ -109,12 +108,8 @@ class ImageData(BatchLayer):
 
     def _index(self, number: int) -> int:
         """Where in the list the ``number``-th image read is."""
-        again, place = divmod(number, len(self.images))
-        if not self.params.shuffle:
-            return place
-        if self._order[0] != again:
-            self._order = (again, self.draw(1, again).permutation(len(self.images)))
-        return int(self._order[1][place])
+        count = len(self.images)
+        return self.shuffled(number, count) if self.params.shuffle else number % count
 
     def forward(self) -> tuple[Tensor, Tensor]:
         numbers, self.position = samples(self.position, self.params.batch_size)

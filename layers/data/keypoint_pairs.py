@@ -1,7 +1,7 @@
-"""Pairs of a benchmark of semantic correspondence: PF-WILLOW, PF-PASCAL, SPair-71k or Caltech-101.
+"""Pairs of a benchmark of semantic correspondence: PF-WILLOW, PF-PASCAL, SPair-71k and others.
 
-``source`` is the data set and its folder: ``pf-willow:DIR``, ``pf-pascal:DIR``, ``spair-71k:DIR`` or
-``caltech-101:DIR``; what it holds the readers say, ``pf_willow.py`` and so on.
+``source`` is the data set and its folder, such as ``pf-willow:DIR`` or ``cub-200-2011:DIR``; what it
+holds the readers say, ``pf_willow.py`` and so on. CorrespondenceFiles draws from pairs of many matches.
 
 Tops: image1, image2 ``[1, C, h, w]``, each of its own size (channels, mean and scale as
 ``transform_param`` says; a longer side of more than ``longer_side`` pixels is resized to that); pairs
@@ -27,7 +27,7 @@ from .._runtime import parallel
 from .._runtime.batches import BatchLayer
 from .._runtime.checks import Shape
 from .._runtime.images import image_size, read_image
-from .._runtime.keypoint_pairs import ImagePair, KeypointPair, open_pairs
+from .._runtime.keypoint_pairs import ImagePair, KeypointPair, as_options, open_pairs
 from .._runtime.params import param
 from .._runtime.registry import register
 from .._runtime.transform import TransformParams, limited, limited_size, transform
@@ -38,9 +38,10 @@ class Params:
     """``keypoint_pairs_param``, and the ``transform_param`` beside it."""
 
     source: str = param(doc="the data set and its folder, such as pf-willow:DIR")
-    split: str = param("test", doc="test, or where the data set has them trn, val")
+    split: str = param("", doc="test, or where the data set has them trn, val; empty: its own choice")
     length: str = param("", doc="what T is, of PF-PASCAL: img or bbox; empty: as published")
     layout: str = param("", doc="of SPair-71k: large or small; empty: large")
+    option: tuple[str, ...] = param((), doc="NAME=VALUE, which the data set's reader is given")
     longer_side: int = param(0, low=0, unit="pixels", doc="most of an image's longer side; 0: any")
     transform_param: TransformParams = param(factory=TransformParams)
 
@@ -63,7 +64,7 @@ class KeypointPairs(BatchLayer):
     ) -> None:
         super().__init__(params, bottom_shapes, generator)
         options = {"length": params.length, "layout": params.layout}
-        given = {key: value for key, value in options.items() if value}
+        given = as_options(params.option) | {key: value for key, value in options.items() if value}
         self.pairs = open_pairs(params.source, params.split, **given)
 
     def infer(self, params: Any) -> tuple[Shape, ...]:
