@@ -1,6 +1,7 @@
 """Image files, read to the pixels that Caffe's reader, OpenCV, gives: the one reader of cortado.
 
-PNG, JPEG, TIFF, WebP, GIF, BMP and PNM (.pbm, .pgm, .ppm) are decoded by Pillow; of several frames or
+PNG, JPEG, TIFF, WebP, GIF, BMP and PNM (.pbm, .pgm, .ppm) are decoded by Pillow, and as samples grey
+PFM too (the factor in its head, of which only the sign counts, is not applied); of several frames or
 pages the first is read. A file that is broken, truncated (OpenCV gives what there is of it), of another
 kind or not a regular file, or an image of more than ``MOST_PIXELS`` (a TIFF: half as many) is a
 ValueError that gives its name and the reason.
@@ -69,7 +70,7 @@ def read_image(file: str | Path | bytes, color: bool | None = True, what: str = 
 
 
 def read_samples(file: str | Path | bytes, what: str = "") -> Array:
-    """An image file, or its bytes, as its samples are stored, in uint8, uint16 or (TIFF) float32.
+    """An image file, or its bytes, as its samples are stored, in uint8, uint16 or (TIFF, PFM) float32.
 
     Grey [H, W], RGB [H, W, 3] or, with transparency, [H, W, 4]; palettes and CMYK become RGB; an EXIF
     orientation is not applied. Raises ValueError as :func:`read_image` does.
@@ -142,7 +143,7 @@ def _opened(stream: BinaryIO) -> ImageFile:
     readers: dict[bytes, type[ImageFile]] = {b"\x89PNG": PngImageFile, b"\xff\xd8\xff": JpegImageFile}
     readers |= dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImageFile)
     readers |= {b"RIFF": WebPImageFile, b"GIF8": GifImageFile, b"BM": BmpImageFile}
-    readers |= dict.fromkeys((b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"), PpmImageFile)
+    readers |= dict.fromkeys((b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"Pf"), PpmImageFile)
     stream.seek(0)
     head = stream.read(4)
     stream.seek(0)
@@ -153,6 +154,8 @@ def _opened(stream: BinaryIO) -> ImageFile:
             if image.width * image.height > most:
                 raise ValueError(f"{image.width} x {image.height} pixels are more than {most:,}")
             return image
+    if head.startswith(b"PF"):
+        raise ValueError("expected a PFM of 1 channel (Pf), found one of 3 (PF)")
     raise ValueError("it is no PNG, JPEG, TIFF, WebP, GIF, BMP or PNM image")
 
 

@@ -295,6 +295,16 @@ def as_count(value: object, name: str) -> int:
     return int(text)
 
 
+def as_others(value: object, last: int) -> tuple[int, ...]:
+    """The option ``to`` of sequences whose pairs are image 1 and image n: which n of 2 to ``last``, such
+    as ``2,3``; raises ValueError for anything else."""
+    texts = str(value).split(",")
+    known = [str(n) for n in range(2, last + 1)]
+    if not {*texts} <= {*known}:
+        raise ValueError(f'to: expected numbers of images such as 2,3, up to {last}, got "{value}"')
+    return tuple(sorted(int(text) for text in {*texts}))
+
+
 def expect_split(split: str, splits: tuple[str, ...]) -> str:
     """The split; raises ValueError where it is none of those that the data set has."""
     if split not in splits:

@@ -1,14 +1,25 @@
-"""Stereo pairs with true disparity: the Middlebury Motorcycle pair that scikit-image ships.
+"""The Middlebury Motorcycle pair that scikit-image ships, with true disparity: ``skimage:motorcycle``.
 
 The match of left (x, y) is right (x - d, y); an unknown disparity is infinite. Points are (x, y) in
-pixels, 0-based, pixel centres at integers.
+pixels, 0-based, pixel centres at integers. There is no mask: the pixels that nearer ones hide are found
+from the disparity (:func:`visible`), and left out unless ``occluded`` is asked for. The split is
+``test``. The cameras' motion is that of the calibration in scikit-image's documentation, in mm.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+
+from .._runtime.images import image_size
+from .._runtime.keypoint_pairs import KeypointPair, PairReader, as_flag, expect_split, reader
+from .._runtime.motion import Motion
+from .._runtime.truth import dense_pair, of_disparity, visible
+
+FOCAL_LENGTH, CENTRE, CENTRES_APART = 994.978, (311.193, 254.877), 31.086  # pixels
+BASELINE = 193.001  # mm
 
 
 @dataclass(frozen=True)
@@ -55,32 +66,56 @@ class StereoPair:
         return table
 
 
+@reader("skimage")
+class SkimagePairs(PairReader):
+    """The pair of scikit-image of this name, :class:`KeypointPair`; see the module."""
+
+    pixels = True
+
+    def __init__(self, folder: str | Path, split: str = "test", occluded: object = False) -> None:
+        expect_split(split, ("test",))
+        if str(folder) != "motorcycle":
+            raise ValueError(f'no pair "{folder}" in scikit-image: expected motorcycle')
+        self.occluded = as_flag(occluded, "occluded")
+        self.rows = [str(folder)]
+
+    def read(self, row: str) -> KeypointPair:
+        import skimage.data
+
+        _, _, disparity = skimage.data.stereo_motorcycle()  # which fetches the files where they are not
+        left, right = (_file(f"{row}_{side}.png") for side in ("left", "right"))
+        keep = None if self.occluded else visible(disparity)
+        matches = of_disparity(disparity, image_size(right), keep)
+        return dense_pair(left, right, matches, row, row, row, _motion())
+
+
+def _file(name: str) -> Path:
+    """A file of scikit-image's data, which lies in the package or in its cache."""
+    import skimage.data
+
+    folders = (Path(skimage.data.data_dir), Path(skimage.data.__file__).parent)
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    raise ValueError(f'no file "{name}" in {" or ".join(map(str, folders))}')
+
+
+def _motion() -> Motion:
+    x, y = CENTRE
+    camera1, camera2 = (
+        np.array([[FOCAL_LENGTH, 0, centre], [0, FOCAL_LENGTH, y], [0, 0, 1]])
+        for centre in (x, x + CENTRES_APART)
+    )
+    return Motion(np.eye(3), np.array([-BASELINE, 0, 0]), camera1, camera2)
+
+
 def motorcycle() -> StereoPair:
     """The Motorcycle pair, with every left pixel whose match is known and visible in the right."""
     import skimage.data
 
     left, right, disparity = skimage.data.stereo_motorcycle()
-    y, x = np.nonzero(visible(disparity))
-    pairs = np.c_[x, y, x - disparity[y, x], y].astype(float)
+    pairs = np.concatenate(of_disparity(disparity, right.shape[:2], visible(disparity)), 1)
     return StereoPair(left, right, pairs)
-
-
-def visible(disparity: np.ndarray) -> np.ndarray:
-    """Which left pixels [H, W] have a match inside the right image that no nearer surface hides.
-
-    A left pixel is hidden when another one of its row, whose disparity is larger by more than 1,
-    lands within 1 pixel of the same right pixel.
-    """
-    height, width = disparity.shape
-    seen = np.zeros((height, width), bool)
-    for y in range(height):
-        x = np.flatnonzero(np.isfinite(disparity[y]))
-        d = disparity[y, x]
-        landing = x - d
-        same = np.abs(landing[:, None] - landing) <= 1
-        hidden = (same & (d > d[:, None] + 1)).any(1)
-        seen[y, x] = ~hidden & (landing >= 0) & (landing <= width - 1)
-    return seen
 
 
 def rotation_about_centre(
