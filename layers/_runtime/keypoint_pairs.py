@@ -84,11 +84,12 @@ class PairReader(ABC):
     """The pairs of one split of a data set: ``len(pairs)``, ``pairs[n]``, ``for pair in pairs``.
 
     ``pixels`` says whether thresholds of PCK are pixels: every pair's T is 1, and its points are all
-    that are known, of which a user draws some.
+    that are known, of which a user draws some. ``left_out`` counts listed pairs without common points.
     """
 
     rows: Sequence[Any]
     pixels: ClassVar[bool] = False
+    left_out: int = 0
 
     @abstractmethod
     def read(self, row: Any) -> ImagePair:
@@ -296,8 +297,8 @@ def as_count(value: object, name: str) -> int:
 
 
 def as_others(value: object, last: int) -> tuple[int, ...]:
-    """The option ``to`` of sequences whose pairs are image 1 and image n: which n of 2 to ``last``, such
-    as ``2,3``; raises ValueError for anything else."""
+    """The option ``to`` of sequences whose pairs are image 1 and image n: which n of 2 to ``last``,
+    such as ``2,3``; raises ValueError for anything else."""
     texts = str(value).split(",")
     known = [str(n) for n in range(2, last + 1)]
     if not {*texts} <= {*known}:
