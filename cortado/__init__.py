@@ -24,6 +24,7 @@ _NAMES = {
     "settle": "layers._runtime.checks",
     "register": "layers._runtime.registry",
     "Layer": "layers._runtime.layer",
+    "match": "tools.matching",
 }
 __all__ = [*_NAMES, "functional", "gradcheck"]
 

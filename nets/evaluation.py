@@ -16,6 +16,7 @@ import ctypes
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -118,50 +119,79 @@ def identity(pair: ImagePair) -> Answer:
 
 
 class Found(NamedTuple):
-    """What a method finds in a pair, and its figures [A], by the names of :func:`figure_names`."""
+    """What a method finds in a pair, and its figures [A], by the names of :func:`figure_names`.
+
+    others: of points of image 1 that were matched besides, whose truth need not be known, a row each,
+    (x1, y1, x2, y2).
+    """
 
     pair: ImagePair
     points: Array
     figures: Array
     seconds: float
+    others: Array
 
 
 def evaluate(
     pairs: Iterable[ImagePair],
     methods: Mapping[str, Method],
-    alphas: Sequence[float],
+    alphas: Sequence[float] = (),
     longer_side: int = 0,
+    pixels: Sequence[float] = (),
+    besides: Callable[[ImagePair], Array] | None = None,
 ) -> Iterator[dict[str, Found]]:
     """What each method finds, pair by pair. A point that is NaN counts as wrong.
 
-    longer_side: outlines are filled in image 2 of at most so many pixels (0: as it is). Raises what the
-    methods raise, and ValueError for images that cannot be read.
+    alphas: thresholds of PCK in units of a pair's T; pixels: in pixels of image 2. longer_side:
+    outlines are filled in image 2 of at most so many pixels (0: as it is). besides: points [Q, 2] of
+    image 1 to be matched in the same call as the pair's own. Raises what the methods raise, and
+    ValueError for images that cannot be read.
     """
     for pair in pairs:
-        found = {}
+        more = besides(pair) if besides else np.zeros((0, 2))
+        asked = replace(pair, points1=np.concatenate([pair.points1, more])) if len(more) else pair
+        own, found = len(pair.points1), {}
         for name, method in methods.items():
-            points, seconds = method(pair)
-            found[name] = Found(pair, points, figures(pair, points, alphas, longer_side), seconds)
+            points, seconds = method(asked)
+            right = figures(pair, points[:own], alphas, longer_side, pixels)
+            found[name] = Found(pair, points[:own], right, seconds, np.c_[more, points[own:]])
         yield found
 
 
-def figure_names(pair: ImagePair, alphas: Sequence[float]) -> tuple[str, ...]:
+def figure_names(
+    pair: ImagePair, alphas: Sequence[float] = (), pixels: Sequence[float] = ()
+) -> tuple[str, ...]:
     """What the figures of a benchmark of such pairs are called."""
     if isinstance(pair, OutlinePair):
         return "LT-ACC", "IoU"
-    return tuple(f"PCK@{alpha:g}" for alpha in alphas)
+    return *(f"PCK@{limit:g}px" for limit in pixels), *(f"PCK@{alpha:g}" for alpha in alphas)
 
 
-def figures(pair: ImagePair, points: Array, alphas: Sequence[float], longer_side: int = 0) -> Array:
+def figures(
+    pair: ImagePair,
+    points: Array,
+    alphas: Sequence[float] = (),
+    longer_side: int = 0,
+    pixels: Sequence[float] = (),
+) -> Array:
     """How right points [K, 2] are that were found in image 2, by the protocol of such pairs: PCK at
-    each alpha, or (LT-ACC, IoU) of outlines, filled in image 2 of at most ``longer_side`` pixels."""
+    each number of pixels and each alpha, or (LT-ACC, IoU) of outlines, filled in image 2 of at most
+    ``longer_side`` pixels."""
     if isinstance(pair, KeypointPair):
-        return pair_pck(points, pair.points2, pair.length, alphas)
+        parts = ((1.0, pixels), (pair.length, alphas))
+        return np.concatenate([pair_pck(points, pair.points2, *part) for part in parts])
     assert isinstance(pair, OutlinePair)
     size = image_size(pair.image2, f'image "{pair.image2}"')
     given = limited_size(*size, longer_side)
     masks = (filled(outline * (max(given) / max(size)), given) for outline in (points, pair.outline2))
     return np.array(label_transfer(*masks))
+
+
+def even_points(height: int, width: int, count: int) -> Array:
+    """About so many points [P, 2] of an image, on an even grid of whole pixels."""
+    step = max((height * width / count) ** 0.5, 1.0)
+    y, x = (np.unique(np.arange(step / 2, side - 0.5, step).astype(int)) for side in (height, width))
+    return np.stack(np.meshgrid(x, y), 2).reshape(-1, 2).astype(np.float64)
 
 
 def spread(count: int, most: int | None) -> list[int]:

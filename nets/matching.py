@@ -2,26 +2,31 @@
 
 The spec says everything: ``transform_param`` of its data layer how an image becomes a blob, and
 ``match_param`` which blobs take the images, which give the features or the confidence of matches, and
-which image point a cell stands for.
+which image point a cell stands for. Or any other map of the net is read for features.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from cortado.layers import extract_feature, hyperpixel_flow, keypoint_transfer, knn
+from cortado.layers import extract_feature, hyperpixel_flow, keypoint_transfer
 from cortado.layers._runtime.cells import CellParams
 from cortado.layers._runtime.transform import TransformParams, blob, limited, limited_size
 from cortado.prototxt_like.bind import bind
 from cortado.prototxt_like.message import Message
 from cortado.prototxt_like.source import SpecError
 
+from . import neighbours
 from .branches import Branches, Values
+from .feature_maps import match_params
+from .graph import MatchParams
+from .neighbours import Described, unit
 from .net import Net
 from .specs import load
 
@@ -50,9 +55,14 @@ class Matcher:
 
     spec: a spec file, its name if it comes with cortado, or its message, with ``match_param``, whose
     stage ``deploy`` takes the images from Input layers. weights: a file that
-    :func:`cortado.nets.weights.load` reads, or None.
+    :func:`cortado.nets.weights.load` reads, or None; it fills the layers that matching needs.
     seed: of the fillers. device: where the net runs. Images are arrays [H, W] or [H, W, 3], RGB,
     uint8 or floats in 0..1; points are (x, y) in their pixels.
+
+    feature: a map of the net [N, C, H, W] that is matched by instead, at unit length: its name in the
+    first of twin branches, or in a net of one input, which then needs no ``match_param``. step: the
+    candidates are every so many pixels of image 2, from 0 on, with features interpolated between cells,
+    as far as the cells reach; 0: the cells themselves. A confidence has no other candidates.
 
     Raises :class:`SpecError` where the spec lacks something.
     """
@@ -63,19 +73,17 @@ class Matcher:
         weights: str | Path | None = None,
         seed: int | None = None,
         device: str | torch.device = "cpu",
+        feature: str | None = None,
+        step: float = 0,
     ) -> None:
+        if not 0 <= step < math.inf:
+            raise ValueError(f"step: expected pixels, or 0 for the cells of the map, got {step}")
         message = spec if isinstance(spec, Message) else load(spec)
         self.transform = transform_params(message)
         self.net = Net(message, phase="TEST", stages=("deploy",), seed=seed, weights=weights)
-        if self.net.match is None:
-            raise SpecError(
-                "matching needs a match_param, which names the blobs of the images and the features",
-                message.span,
-                "{image: [image1, image2], feature: [feature1, feature2], downsampling_factor: 4}",
-            )
-        self.params = self.net.match
-        if self.net.report and self.net.report.missing:
-            raise SpecError(f"the weights do not fill the net: {self.net.report}", message.span)
+        self.normalized = feature is not None
+        self.params = self._match_params() if feature is None else match_params(self.net, feature)
+        self.step = 0.0 if self.params.confidence else step
         if set(self.net.inputs) != set(self.params.image):
             text = (
                 f"matching gives the net {', '.join(self.params.image)}; in the stage deploy its inputs"
@@ -87,9 +95,31 @@ class Matcher:
                 raise SpecError(text, message.span)
         self.net.to(device)
         self.branches = Branches(self.net, self.params.image, self._wanted())
+        self._expect_weights()
         self.cells = CellParams(
             self.params.downsampling_factor, self.params.receptive_field, self.params.margin
         )
+
+    def _match_params(self) -> MatchParams:
+        if self.net.match is None:
+            raise SpecError(
+                "matching needs a match_param, which names the blobs of the images and the features",
+                self.net.graph.message.span,
+                "{image: [image1, image2], feature: [feature1, feature2], downsampling_factor: 4}",
+            )
+        return self.net.match
+
+    def _expect_weights(self) -> None:
+        """Raises :class:`SpecError` where a layer that matching needs was not filled."""
+        report = self.net.report
+        if report is None:
+            return
+        parts = (*self.branches.sides, self.branches.meeting)
+        needed = {wired.step.name for part in parts for wired in part}
+        missing = tuple(name for name in report.missing if name in needed)
+        if missing:
+            said = replace(report, missing=missing)
+            raise SpecError(f"the weights do not fill the net: {said}", self.net.graph.message.span)
 
     def _wanted(self) -> tuple[str, ...]:
         return tuple(
@@ -129,25 +159,66 @@ class Matcher:
         found, measure = match(one, other, scaled, nearest)
         return found.double().cpu().numpy() / other.ratio, measure.double().cpu().numpy()
 
-    @torch.no_grad()
     def _by_features(
         self, one: Description, other: Description, points: torch.Tensor, nearest: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Those whose nearest cell's feature is the nearest."""
-        factor, offset = self.params.downsampling_factor, self.params.coordinate_offset
-        first, second = (
-            each.values[self.branches.wanted[name]]
-            for each, name in zip((one, other), self.params.feature, strict=True)
-        )
+        """Those whose candidate's feature is the nearest."""
+        candidates = self._candidates(other, 1)
+        index, distance = neighbours.nearest(self._at(one, points, 0), candidates.features)
+        return candidates.points[index], distance
+
+    def at(self, image: Description, points: np.ndarray, side: int = 0) -> torch.Tensor:
+        """The features [P, C] at points [P, 2] of an image, interpolated between cells.
+
+        side: 0 for the first image's branch, 1 for the second's."""
+        return self._at(image, torch.as_tensor(np.asarray(points, np.float64) * image.ratio), side)
+
+    @torch.no_grad()
+    def _at(self, image: Description, points: torch.Tensor, side: int) -> torch.Tensor:
+        """The same, of points in the pixels that the net is given."""
+        feature = self._map(image, side)
         table = torch.zeros(1, len(points), 5)
         table[0, :, :2] = points
-        query = extract_feature.extract_feature(
-            first, table.to(first.device), downsampling_factor=factor, coordinate_offset=offset
-        )
-        distance, index = knn.knn(query, second)
-        width = second.shape[3]
-        cells = torch.stack([index[0, 0] % width, index[0, 0] // width], 1)
-        return cells * factor + offset, distance[0, 0]
+        found = extract_feature.extract_feature(
+            feature,
+            table.to(feature.device),
+            downsampling_factor=self.params.downsampling_factor,
+            coordinate_offset=self.params.coordinate_offset,
+        )[0].T
+        return unit(found) if self.normalized else found
+
+    def candidates(self, image: Description, side: int = 1) -> Described:
+        """The points of an image that may be matched, and their features; of the second one's branch
+        with ``side`` 1."""
+        found = self._candidates(image, side)
+        return Described(found.points / image.ratio, found.features)
+
+    @torch.no_grad()
+    def _candidates(self, image: Description, side: int) -> Described:
+        """The same, points in the pixels that the net is given."""
+        feature = self._map(image, side)
+        factor, offset = self.params.downsampling_factor, self.params.coordinate_offset
+        axes = [offset + factor * torch.arange(n, dtype=torch.float64) for n in feature.shape[2:]]
+        if self.step:
+            jump = self.step * image.ratio
+            pixels = (jump * torch.arange(math.ceil(n / jump), dtype=torch.float64) for n in image.size)
+            axes = [x[(x >= axis[0]) & (x <= axis[-1])] for x, axis in zip(pixels, axes, strict=True)]
+        y, x = torch.meshgrid(*axes, indexing="ij")
+        points = torch.stack([x.flatten(), y.flatten()], 1)
+        if self.step:
+            found = self._at(image, points, side)
+        else:
+            found = feature[0].flatten(1).T
+            found = unit(found) if self.normalized else found
+        return Described(points.to(found.device), found)
+
+    def spacing(self, image: Description) -> float:
+        """How many pixels of an image lie between its candidates, or between cells."""
+        return self.step or self.params.downsampling_factor / image.ratio
+
+    def _map(self, image: Description, side: int) -> torch.Tensor:
+        """The map of features [1, C, H, W]."""
+        return image.values[self.branches.wanted[self.params.feature[side]]]
 
     def _by_confidence(
         self, one: Description, other: Description, points: torch.Tensor, nearest: bool

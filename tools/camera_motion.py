@@ -17,7 +17,7 @@ Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 LEAST = 6  # matches: five have up to ten essential matrices, and none to choose by
-TRIES = 10_000  # samples at most
+SAMPLES = 10_000  # all are tried: near a plane nearly all matches agree with a wrong motion, too
 ROUNDS = 2  # of choosing matches and refining
 REACH = 2.5  # thresholds: matches farther off take no part in refining
 FAR = 1e9  # baselines: OpenCV's own limit, 50, drops what is far
@@ -43,7 +43,7 @@ def estimate(
     camera1: Array,
     camera2: Array,
     threshold: float = 1.0,
-    confidence: float = 0.9999,
+    samples: int = SAMPLES,
     seed: int = 0,
 ) -> Found | None:
     """The camera's motion by which points [P, 2] of image 1 are seen at those of image 2, or None
@@ -51,8 +51,8 @@ def estimate(
     in which nothing moves.
 
     camera1, camera2: [3, 3], pixel ~ camera X. threshold: in pixels, Sampson's distance up to which a
-    match is an inlier, taken at the mean focal length. A match with a point that is not finite is none.
-    The same input and seed give the same bits.
+    match is an inlier, taken at the mean focal length. samples: of five matches, at random by the seed.
+    A match with a point that is not finite is none. The same input and seed give the same bits.
 
     Where the camera only turns, the rotation is right and the translation means nothing; of points in a
     plane two motions are possible, and the wrong one may be found.
@@ -70,7 +70,7 @@ def estimate(
     limit = threshold / float(np.mean([camera[[0, 1], [0, 1]] for camera in cameras]))
     rays1 = _rays(points1[known], cameras[0])
     rays2 = _rays(points2[known], cameras[1])
-    begun = _ransac(_opencv(), rays1, rays2, limit, confidence, seed)
+    begun = _ransac(_opencv(), rays1, rays2, limit, samples, seed)
     if begun is None:
         return None
     rotation, translation = begun
@@ -100,7 +100,7 @@ def _rays(points: Array, camera: Array) -> Array:
 
 
 def _ransac(
-    cv2: ModuleType, rays1: Array, rays2: Array, limit: float, confidence: float, seed: int
+    cv2: ModuleType, rays1: Array, rays2: Array, limit: float, samples: int, seed: int
 ) -> tuple[Array, Array] | None:
     """A rotation and a translation that most rays [P, 3] agree with, or None.
 
@@ -108,8 +108,8 @@ def _ransac(
     """
     params = cv2.UsacParams()
     params.score, params.loMethod = cv2.SCORE_METHOD_MSAC, cv2.LOCAL_OPTIM_INNER_LO
-    params.threshold, params.confidence = limit, confidence
-    params.maxIterations, params.randomGeneratorState = TRIES, seed
+    params.threshold, params.confidence = limit, 1.0
+    params.maxIterations, params.randomGeneratorState = samples, seed
     flat = [np.ascontiguousarray(rays[:, :2]) for rays in (rays1, rays2)]
     unit, straight = np.eye(3), np.zeros(5)  # a camera of rays, without distortion
     essential, inliers = cv2.findEssentialMat(*flat, unit, unit, straight, straight, params)

@@ -1,11 +1,13 @@
-"""Score a net on a benchmark of semantic correspondence, beside baselines."""
+"""Score a net, or hand-made descriptors, on data sets of corresponding points."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,47 +18,90 @@ from .options import device_options, expect_folder, layer_ids, plugins, the_devi
 if TYPE_CHECKING:
     import numpy as np
     from cortado.layers._runtime.keypoint_pairs import ImagePair
-    from cortado.nets.evaluation import Descriptions, Found, Method
+    from cortado.layers._runtime.measured_pairs import MeasuredPairs
+    from cortado.nets.evaluation import Array, Descriptions, Found, Method
     from cortado.nets.matching import Matcher
 
+    from .evaluation_report import Scores
+    from .progress import Items
+
 MOST_PICTURES = 12
-Results = dict[str, list["Found"]]
+ALPHAS, PIXELS, POINTS, STEP = (0.05, 0.1, 0.15), (3.0, 5.0, 10.0), 4000, 4
+DESCRIPTORS = ("daisy", "sift", "sift-oriented", "beblid", "beblid-oriented")
+CURVES = (".svg", ".png", ".pdf")
 
 
-def _alphas(_: click.Context, __: click.Parameter, given: str) -> tuple[float, ...]:
+def _thresholds(
+    _: click.Context, option: click.Parameter, given: str | None
+) -> tuple[float, ...] | None:
+    if given is None:
+        return None
     try:
-        alphas = [float(text) for text in given.split(",")]
+        limits = [float(text) for text in given.split(",")]
     except ValueError:
-        alphas = [0.0]
-    if not all(0 < alpha < math.inf for alpha in alphas):
-        raise click.BadParameter(f"expected numbers above 0 such as 0.05,0.1,0.15, got {given}")
-    return tuple(sorted(set(alphas)))
+        limits = [0.0]
+    if not all(0 < limit < math.inf for limit in limits):
+        example = "0.05,0.1,0.15" if option.name == "alphas" else "3,5,10"
+        raise click.BadParameter(f"expected numbers above 0 such as {example}, got {given}")
+    return tuple(sorted(set(limits)))
+
+
+def _points(_: click.Context, __: click.Parameter, given: str | None) -> int | str | None:
+    if given in (None, "all", "fast"):
+        return given
+    if not (given.isascii() and given.isdecimal() and len(given) < 10 and int(given)):
+        raise click.BadParameter(f"expected a number, all or fast, got {given}")
+    return int(given)
+
+
+def _options(_: click.Context, __: click.Parameter, given: Sequence[str]) -> dict[str, str]:
+    from cortado.layers._runtime.keypoint_pairs import as_options
+
+    try:
+        return as_options(given)
+    except ValueError as error:
+        raise click.BadParameter(str(error).removeprefix("option: ")) from None
 
 
 @click.command()
 @click.argument("spec", type=click.Path(), required=False, metavar="[NET]")
 @click.option("--weights", type=click.Path(exists=True, dir_okay=False), help="Its weights.")
-@click.option("--data", required=True, help="The benchmark and its folder, such as pf-willow:DIR.")
-@click.option("--split", default="test", show_default=True, help="test, or trn, val where there are.")
-@click.option("--length", type=click.Choice(["img", "bbox"]), help="Of PF-PASCAL: PCK's unit.")
+@click.option(
+    "--data", "sources", required=True, multiple=True, help="A data set, such as pf-willow:DIR."
+)
+@click.option("--split", default="", help="test, trn ... [default: test, where there are several]")
+@click.option(
+    "--option", "options", multiple=True, callback=_options, help="Of the data set: NAME=VALUE."
+)
 @click.option("--layout", type=click.Choice(["large", "small"]), help="Of SPair-71k.")
+@click.option(
+    "--length",
+    type=click.Choice(["img", "diagonal", "bbox"]),
+    help="PCK's unit T: max(w, h) of image 2, its diagonal, the object's box [default: as published].",
+)
+@click.option("--alpha", "alphas", callback=_thresholds, help="PCK's thresholds in T: 0.05,0.1,0.15.")
+@click.option("--pixels", callback=_thresholds, help="PCK's thresholds in pixels: 3,5,10.")
+@click.option(
+    "--points",
+    callback=_points,
+    help="So many of the known matches, at random; all; fast: FAST corners of image 1 "
+    "[default: 4000 where truth is dense].",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the points.")
 @layer_ids
 @click.option(
-    "--alpha",
-    "alphas",
-    default="0.05,0.1,0.15",
-    show_default=True,
-    callback=_alphas,
-    help="PCK's thresholds.",
+    "--feature", "features", multiple=True, metavar="BLOB", help="Match by this blob of the NET."
 )
 @click.option("--limit", type=click.IntRange(1), help="So many pairs, evenly over all of them.")
 @click.option(
     "--baseline",
     "baselines",
     multiple=True,
-    type=click.Choice(["identity", "nearest"]),
-    help="Measured beside the net: points scaled to image 2, nearest neighbours. May be repeated.",
+    type=click.Choice(["identity", "nearest", *DESCRIPTORS]),
+    help="Measured beside the net. May be repeated.",
 )
+@click.option("--camera", is_flag=True, help="The camera's motion from matches, where it is known.")
+@click.option("--curve", type=click.Path(dir_okay=False), help="A picture: PCK over thresholds.")
 @click.option(
     "--pictures", type=click.Path(file_okay=False), help=f"A folder: of {MOST_PICTURES} pairs at most."
 )
@@ -66,97 +111,203 @@ def _alphas(_: click.Context, __: click.Parameter, given: str) -> tuple[float, .
 def command(
     spec: str | None,
     weights: str | None,
-    data: str,
+    sources: tuple[str, ...],
     split: str,
-    length: str | None,
+    options: dict[str, str],
     layout: str | None,
+    length: str | None,
+    alphas: tuple[float, ...] | None,
+    pixels: tuple[float, ...] | None,
+    points: int | str | None,
+    seed: int,
     layers: tuple[int, ...] | None,
-    alphas: tuple[float, ...],
+    features: tuple[str, ...],
     limit: int | None,
     baselines: tuple[str, ...],
+    camera: bool,
+    curve: str | None,
     pictures: str | None,
     as_json: bool,
-    **options: Any,
+    **of_device: Any,
 ) -> None:
-    """Match the pairs of a benchmark by a NET with a match_param, and score what it finds by the
-    benchmark's own protocol.
+    """Match the pairs of data sets by a NET with a match_param, by baselines, or both, and score what
+    they find by the data set's own protocol.
 
-    PF-WILLOW, PF-PASCAL, SPair-71k: PCK, the share of a pair's key points found at most alpha T from
-    the truth, T as published; a point that the net does not find is wrong. Caltech-101: LT-ACC and
-    IoU of outlines. All are means over pairs, in percent; pairs of identical images are counted, and
-    the means given without them, too. Seconds a pair are those of its match, once its images are
-    described. --baseline identity alone needs no NET.
+    Key points (PF-WILLOW, PF-PASCAL, SPair-71k, PASCAL-Berkeley, CUB): PCK, the share of a pair's key
+    points found at most alpha T from the truth, T as published; a point that is not found is wrong.
+    Stereo, flow, homographies, laser scans: PCK at so many pixels, of 4,000 points of image 1 whose
+    match is known; every 4th pixel of image 2 is a candidate. Caltech-101: LT-ACC and IoU of outlines.
+    All are means over pairs, in percent; pairs of identical images are counted, and the means given
+    without them, too. Methods are compared with the first one pair by pair: a difference that exceeds
+    twice its standard error is marked *.
+
+    Baselines: dense DAISY, SIFT and BEBLID (a learned descriptor of OpenCV), upright or turned to each
+    patch's orientation, among every 4th pixel, whose seconds are with those of describing both images;
+    identity, points scaled to image 2; nearest, nearest neighbours in what the net's confidence is made
+    of. They need no NET, but for nearest.
+
+    --camera: essential matrix by RANSAC from matches of points all over image 1 (up to 2 pixels off, as
+    candidates are), and the angles between its motion and the true one; "truth" is what the known
+    matches reach.
 
     \b
     cortado evaluate hpf_resnet50 --weights resnet50.npz --data pf-willow:PF-dataset
     cortado evaluate hpf_resnet50 --weights resnet50.npz --data pf-willow:PF-dataset \\
         --layers 4,7,11,12,13 --limit 100 --baseline nearest --pictures pictures
-    cortado evaluate --baseline identity --data pf-pascal:PF-dataset-PASCAL --length bbox
+    cortado evaluate ucn_hn --weights ucn_hn.safetensors --data kitti-2015-flow:KITTI \\
+        --baseline daisy --baseline sift --curve pck.svg
+    cortado evaluate --baseline daisy --baseline sift --data middlebury:MiddEval3 \\
+        --data skimage:motorcycle --camera
     """
-    from cortado.layers._runtime.keypoint_pairs import open_pairs
-    from cortado.nets.evaluation import Descriptions, spread
+    from cortado.layers._runtime.measured_pairs import open_measured
+    from cortado.nets.evaluation import spread
 
-    _expect_method(spec, baselines, weights=weights, layers=layers)
-    chosen = {key: value for key, value in (("length", length), ("layout", layout)) if value}
-    listed = open_pairs(data, split, **chosen)
-    pairs = [listed[i] for i in spread(len(listed), limit)]
-    describe = None
-    if spec:
-        describe = Descriptions(_matcher(spec, weights, layers, the_device(options)))
-    methods = _methods(describe, baselines)
+    from .evaluation_report import draw_pck, show, summary
+
+    _expect_method(spec, baselines, weights=weights, layers=layers, feature=features or None)
+    if curve:
+        expect_folder(curve, "--curve")
+        if Path(curve).suffix.lower() not in CURVES:
+            raise click.BadParameter(
+                f"--curve: expected a file ending in {', '.join(CURVES)}, got {curve}"
+            )
+    asked: dict[str, Any] = {**options, **({"layout": layout} if layout else {})}
+    listed = open_measured(sources, split, points, length or "", seed, **asked)
+    if listed.dense and points is None:
+        listed.points = POINTS
+    limits = _limits(listed, alphas, pixels)
+    step, device = STEP if listed.dense else 0, the_device(of_device)
+    nets = _nets(spec, features, weights, layers, step=step, device=device)
+    methods, describe = _methods(nets, baselines), next(iter(nets.values()), None)
+    some = listed.some(spread(len(listed), limit))
+    pairs = some if some.dense else [*some]  # annotations are small: damaged ones are found at once
     if pictures:
         _make_folder(pictures)
-    found = run(pairs, methods, alphas, describe, pictures)
+    scored = run(pairs, methods, limits, describe, pictures, camera)
     report = {
         "net": spec,
         "weights": weights,
         "layers": layers,
-        "data": data,
-        "split": split,
-        **chosen,
+        "data": sources,
+        "split": split or "test",
+        "length": length,
+        "points": None if points == "all" else listed.points,
+        **asked,
         "listed": len(listed),
-        **summary(pairs, found, alphas, describe),
+        "left_out": sum(each.left_out for each in listed.of),
+        **summary(scored, describe),
     }
+    if curve:
+        draw_pck(curve, report["curve"])
     if as_json:
         click.echo(json.dumps(report))
         return
     show(report)
-    if pictures:
-        click.echo(f"pictures written to {pictures}")
+    for path in filter(None, (pictures, curve)):
+        click.echo(f"{'pictures' if path == pictures else 'curves'} written to {path}")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """PCK's thresholds, in units of T and in pixels."""
+
+    alphas: tuple[float, ...]
+    pixels: tuple[float, ...]
+
+
+def _limits(
+    listed: MeasuredPairs, alphas: tuple[float, ...] | None, pixels: tuple[float, ...] | None
+) -> Limits:
+    if listed.in_pixels and alphas:
+        raise click.UsageError("--alpha is a share of --length, and here it is 1 pixel: name one")
+    if alphas is None and pixels is None:
+        return Limits((), PIXELS) if listed.in_pixels else Limits(ALPHAS, ())
+    return Limits(alphas or (), pixels or ())
 
 
 def _expect_method(spec: str | None, baselines: Sequence[str], **of_net: Any) -> None:
     if spec:
         return
-    if set(baselines) != {"identity"}:
-        raise click.UsageError("name a NET; none is needed by --baseline identity alone")
+    if not baselines or "nearest" in baselines:
+        raise click.UsageError("name a NET, or --baseline of those that need none: all but nearest")
     for option, value in of_net.items():
         if value is not None:
             raise click.UsageError(f"--{option} goes with a NET")
 
 
-def _matcher(spec: str, weights: str | None, layers: Sequence[int] | None, device: Any) -> Matcher:
+def _nets(
+    spec: str | None,
+    features: Sequence[str],
+    weights: str | None,
+    layers: Sequence[int] | None,
+    **options: Any,
+) -> dict[str, Descriptions]:
+    """The net, or each blob of it that is asked for, by the method's name."""
+    from cortado.nets.evaluation import Descriptions
+
+    if spec is None:
+        return {}
+    matchers = {name: _matcher(spec, weights, layers, feature=name, **options) for name in features}
+    if not features:
+        matchers["net"] = _matcher(spec, weights, layers, **options)
+    return {name: Descriptions(matcher) for name, matcher in matchers.items()}
+
+
+def _methods(nets: Mapping[str, Descriptions], baselines: Sequence[str]) -> dict[str, Method]:
+    """The nets, then the baselines."""
+    from cortado.nets.evaluation import ByNet, identity
+
+    methods: dict[str, Method] = {name: ByNet(describe) for name, describe in nets.items()}
+    for name in dict.fromkeys(baselines):
+        if name == "identity":
+            methods[name] = identity
+        elif name == "nearest":
+            methods[name] = _nearest(next(iter(nets.values())))
+        else:
+            methods[name] = _by_descriptor(name)
+    return methods
+
+
+def _nearest(describe: Descriptions) -> Method:
+    from cortado.nets.evaluation import ByNet
+
+    if not describe.matcher.params.confidence:
+        text = "it is for nets that have a confidence; this one matches nearest neighbours itself"
+        raise click.UsageError(f"--baseline nearest: {text}")
+    return ByNet(describe, nearest=True)
+
+
+def _matcher(spec: str, weights: str | None, layers: Sequence[int] | None, **options: Any) -> Matcher:
     from cortado.nets.matching import Matcher
 
-    matcher = Matcher(with_layers(spec, layers), weights, device=device)
+    matcher = Matcher(with_layers(spec, layers), weights, **options)
     if matcher.net.params and not weights:
         raise click.UsageError("name the net's --weights: a new net's are random")
     return matcher
 
 
-def _methods(describe: Descriptions | None, baselines: Sequence[str]) -> dict[str, Method]:
-    """The net, if there is one, then the baselines."""
-    from cortado.nets.evaluation import ByNet, identity
+def _by_descriptor(name: str) -> Method:
+    """Nearest neighbours of descriptors among every 4th pixel; its seconds are with those of describing
+    both images."""
+    from cortado.layers._runtime.images import read_image
+    from cortado.nets import neighbours
+    from cortado.nets.evaluation import Answer
 
-    methods: dict[str, Method] = {"net": ByNet(describe)} if describe else {}
-    if describe and "nearest" in baselines:
-        if not describe.matcher.params.confidence:
-            text = "it is for nets that have a confidence; this one matches nearest neighbours itself"
-            raise click.UsageError(f"--baseline nearest: {text}")
-        methods["nearest"] = ByNet(describe, nearest=True)
-    if "identity" in baselines:
-        methods["identity"] = identity
-    return methods
+    from .matching import open_finder
+
+    finder = open_finder(method=name)
+
+    def method(pair: ImagePair) -> Answer:
+        first, second = (
+            read_image(path, what=f'image "{path}"') for path in (pair.image1, pair.image2)
+        )
+        begin = time.perf_counter()
+        query = finder.at(finder.describe(first), pair.points1)
+        candidates = finder.candidates(finder.describe(second))
+        index, _ = neighbours.nearest(query, candidates.features)
+        return Answer(candidates.points[index].numpy(), time.perf_counter() - begin)
+
+    return method
 
 
 def _make_folder(path: str) -> None:
@@ -168,34 +319,48 @@ def _make_folder(path: str) -> None:
 
 
 def run(
-    pairs: Sequence[ImagePair],
+    pairs: Items[ImagePair],
     methods: Mapping[str, Method],
-    alphas: Sequence[float],
+    limits: Limits,
     describe: Descriptions | None = None,
     pictures: str | None = None,
-) -> Results:
-    """What each method finds in the pairs, behind a progress bar; pictures of some by the first."""
+    camera: bool = False,
+) -> Scores:
+    """What each method reaches in the pairs, behind a progress bar; pictures of some by the first."""
     from cortado.nets.evaluation import evaluate, spread
 
+    from .evaluation_report import Scores
     from .progress import through
 
     longer_side = describe.matcher.params.longer_side if describe else 0
-    results: Results = {name: [] for name in methods}
     drawn = spread(len(pairs), MOST_PICTURES if pictures else 0)
     bar = through(pairs, lambda pair: pair.name)
-    for i, found in enumerate(evaluate(bar, methods, alphas, longer_side)):
-        for name, each in found.items():
-            results[name].append(each)
+    scores = Scores(limits.alphas, limits.pixels, camera)
+    besides = _all_over if camera else None
+    for i, found in enumerate(
+        evaluate(bar, methods, limits.alphas, longer_side, limits.pixels, besides)
+    ):
+        scores.add(found)
         if i in drawn:
-            draw(Path(pictures or "", f"{i:05}"), found[next(iter(methods))], alphas, describe)
-    return results
+            draw(Path(pictures or "", f"{i:05}"), found[next(iter(methods))], limits, describe)
+    return scores
 
 
-def draw(
-    begin: Path, found: Found, alphas: Sequence[float], describe: Descriptions | None = None
-) -> None:
-    """Save the points that were found, green where they are right at the middle one of the alphas, and
-    by a net with a confidence image 1 warped to image 2, in files whose names begin so."""
+def _all_over(pair: ImagePair) -> Array:
+    """The points that the camera's motion is estimated from, whether or not their matches are known;
+    raises ValueError for a pair whose motion is not."""
+    from cortado.layers._runtime.images import image_size
+    from cortado.layers._runtime.keypoint_pairs import KeypointPair
+    from cortado.nets.evaluation import even_points
+
+    if not isinstance(pair, KeypointPair) or pair.motion is None:
+        raise ValueError(f"{pair.name}: the camera's motion is not known")
+    return even_points(*image_size(pair.image1, f'image "{pair.image1}"'), POINTS)
+
+
+def draw(begin: Path, found: Found, limits: Limits, describe: Descriptions | None = None) -> None:
+    """Save the points that were found, green where they are right at the middle one of the thresholds,
+    and by a net with a confidence image 1 warped to image 2, in files whose names begin so."""
     import numpy as np
     from cortado.layers._runtime.images import read_image
     from cortado.layers._runtime.keypoint_pairs import KeypointPair
@@ -206,12 +371,13 @@ def draw(
     pair = found.pair
     stem = f"{begin}_" + re.sub(r"[^\w().-]+", "_", pair.name)
     first, second = (read_image(path, what=f'image "{path}"') for path in (pair.image1, pair.image2))
-    names = figure_names(pair, alphas)
+    names = figure_names(pair, limits.alphas, limits.pixels)
     middle = len(names) // 2
     title = f"{pair.name}: {names[middle]} {found.figures[middle]:.2f}"
     rows, error, limit = np.c_[pair.points1, found.points], None, 0.0
     if isinstance(pair, KeypointPair):
-        error, limit = np.linalg.norm(found.points - pair.points2, axis=1), alphas[middle] * pair.length
+        error = np.linalg.norm(found.points - pair.points2, axis=1)
+        limit = [*limits.pixels, *(alpha * pair.length for alpha in limits.alphas)][middle]
     draw_matches(f"{stem}_points.png", first, second, rows, error, limit=limit, title=title)
     if describe and describe.matcher.params.confidence:
         flow = describe.matcher.flow(describe(pair.image2), describe(pair.image1))
@@ -226,108 +392,3 @@ def _given(image: np.ndarray, longer_side: int) -> np.ndarray:
 
     height, width = limited_size(image.shape[0], image.shape[1], longer_side)
     return resized(image.transpose(2, 0, 1), height, width).transpose(1, 2, 0)
-
-
-def summary(
-    pairs: Sequence[ImagePair],
-    results: Results,
-    alphas: Sequence[float],
-    describe: Descriptions | None = None,
-) -> dict[str, Any]:
-    """The benchmark's figures, and each pair's; shares of 1, seconds, MiB."""
-    from cortado.nets.evaluation import figure_names
-
-    from .demo import peak_rss_mib
-    from .results import versions
-
-    identical = [pair.identical for pair in pairs]
-    described = describe.seconds / describe.count if describe else None
-    return {
-        "pairs": len(pairs),
-        "identical": sum(identical),
-        "figures": figure_names(pairs[0], alphas),
-        "methods": {name: _means(found, identical) for name, found in results.items()},
-        "images_described": describe.count if describe else 0,
-        "seconds_per_image": described,
-        "peak_rss_mib": peak_rss_mib(),
-        "versions": versions(),
-        "records": [
-            {
-                "pair": pair.name,
-                "class": pair.category,
-                "identical": same,
-                **{name: found[i].figures.tolist() for name, found in results.items()},
-            }
-            for i, (pair, same) in enumerate(zip(pairs, identical, strict=True))
-        ],
-    }
-
-
-def _means(found: Sequence[Found], identical: Sequence[bool]) -> dict[str, Any]:
-    import numpy as np
-    from cortado.layers._runtime.keypoints import means
-
-    def of(some: Sequence[Found]) -> dict[str, Any]:
-        got = means(np.array([each.figures for each in some]), [each.pair.category for each in some])
-        classes = {name: values.tolist() for name, values in got.classes.items()}
-        error = None if len(some) == 1 else got.error.tolist()
-        return {"mean": got.mean.tolist(), "standard_error": error, "classes": classes}
-
-    distinct = [each for each, same in zip(found, identical, strict=True) if not same]
-    made = of(found)
-    if 0 < len(distinct) < len(found):
-        made["without_identical"] = of(distinct)
-    made["points"] = sum(len(each.points) for each in found)
-    made["lost"] = int(sum(np.isnan(each.points).any(1).sum() for each in found))
-    made["seconds_per_pair"] = float(np.mean([each.seconds for each in found]))
-    return made
-
-
-def show(report: Mapping[str, Any]) -> None:
-    """The table a person reads."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    methods = report["methods"]
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("percent", no_wrap=True)
-    for method in methods:
-        for name in report["figures"]:
-            head = f"{method}\n{name}" if len(methods) > 1 else name
-            table.add_column(head, justify="right", no_wrap=True)
-
-    def row(name: str, *values: Sequence[float] | None, end: bool = False) -> None:
-        cells = [
-            f"{100 * x:.2f}" for each in values for x in each or [math.nan] * len(report["figures"])
-        ]
-        table.add_row(name, *cells, end_section=end)
-
-    classes = next(iter(methods.values()))["classes"]
-    for name in classes:
-        row(name, *(each["classes"][name] for each in methods.values()), end=name == [*classes][-1])
-    row("mean", *(each["mean"] for each in methods.values()))
-    row("standard error", *(each["standard_error"] for each in methods.values()))
-    if 0 < report["identical"] < report["pairs"]:
-        rest = [each["without_identical"]["mean"] for each in methods.values()]
-        row("without identical", *rest)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 200
-    console.print(table)
-    for line in _lines(report):
-        click.echo(line)
-
-
-def _lines(report: Mapping[str, Any]) -> list[str]:
-    lines = [
-        f"{report['pairs']} pairs of {report['listed']}, {report['identical']} of identical images"
-    ]
-    for name, each in report["methods"].items():
-        lost = f", {each['lost']} of {each['points']} points not found" if each["lost"] else ""
-        lines.append(f"{name}: {each['seconds_per_pair']:.3f} s a pair{lost}")
-    if report["seconds_per_image"] is not None:
-        lines.append(f"{report['seconds_per_image']:.3f} s to read and describe an image")
-    if report["peak_rss_mib"]:
-        lines.append(f"peak memory {report['peak_rss_mib']} MiB")
-    return lines

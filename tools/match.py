@@ -1,11 +1,12 @@
-"""Match two images with a net: a CSV of corresponding points."""
+"""Match two photographs by a net or by descriptors: a CSV, a database for COLMAP, a picture ..."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from pathlib import Path
+import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -24,17 +25,30 @@ if TYPE_CHECKING:
     import numpy as np
     from cortado.nets.matching import Matcher
 
-PICTURES = (".png", ".jpg", ".pdf", ".svg")
-COLUMNS = ("x1", "y1", "x2", "y2")
+METHODS = ("daisy", "sift", "sift-oriented", "beblid", "beblid-oriented")
+FAST = "fast"
 
 
 @click.command()
 @click.argument("image1", type=click.Path(exists=True, dir_okay=False))
 @click.argument("image2", type=click.Path(exists=True, dir_okay=False))
-@click.option("--net", "spec", required=True, type=click.Path(), help="Spec with a match_param.")
-@click.option("--weights", required=True, type=click.Path(exists=True, dir_okay=False))
-@click.option("--points", type=click.Path(exists=True, dir_okay=False), help="CSV with columns x1,y1.")
-@click.option("--out", required=True, type=click.Path(dir_okay=False), help="Where the matches go.")
+@click.option("--net", "spec", type=click.Path(), help="Spec with a match_param; it needs --weights.")
+@click.option("--weights", type=click.Path(exists=True, dir_okay=False))
+@click.option("--feature", metavar="BLOB", help="Of a net: another map to match by.")
+@click.option("--method", type=click.Choice(METHODS), help="Without a net. [default: daisy]")
+@click.option("--points", metavar="FILE", help="CSV with columns x1,y1; fast: FAST corners.")
+@click.option("--step", type=float, help="Pixels between candidates. [default: 4; a net's cells]")
+@click.option("--mutual", is_flag=True, help="Only matches that lead back to their points.")
+@click.option("--ratio", type=float, help="Only those nearer than so many runners-up: 0.9.")
+@click.option("--number", type=int, help="At most so many, of the highest score.")
+@click.option(
+    "--out",
+    "outs",
+    required=True,
+    multiple=True,
+    type=click.Path(dir_okay=False),
+    help="Where the matches go: .csv, .db, .txt, .h5, .png ... May be repeated.",
+)
 @click.option("--plot", type=click.Path(dir_okay=False), help="A picture of the matches.")
 @click.option("--json", "as_json", is_flag=True, help="Say what was written as a JSON object.")
 @layer_ids
@@ -43,10 +57,16 @@ COLUMNS = ("x1", "y1", "x2", "y2")
 def command(
     image1: str,
     image2: str,
-    spec: str,
-    weights: str,
+    spec: str | None,
+    weights: str | None,
+    feature: str | None,
+    method: str | None,
     points: str | None,
-    out: str,
+    step: float | None,
+    mutual: bool,
+    ratio: float | None,
+    number: int | None,
+    outs: tuple[str, ...],
     plot: str | None,
     as_json: bool,
     layers: tuple[int, ...] | None,
@@ -54,49 +74,109 @@ def command(
 ) -> None:
     """Match IMAGE1 to IMAGE2 and write x1,y1,x2,y2,distance in the pixels of the images as given.
 
-    Without --points the cells of the feature map that lie inside IMAGE1 are matched. Coordinates
-    are 0-based with pixel centres at integers; distance is Euclidean in feature space.
+    Without --points every 4th pixel of IMAGE1 is matched, or of a net the cells of the feature map that
+    lie inside it. Coordinates are 0-based with pixel centres at integers; distance is Euclidean in
+    feature space.
 
     Of a net whose match_param names a confidence, the last column is confidence, the higher the
     better, and cells that the net's margin leaves out are no points. A point that lies in no cell's
-    box has no match: nan,nan,nan.
+    box has no match: nan,nan,nan. Nor has one whose features are all 0, as a flat patch's are.
+
+    Files ending in .db (COLMAP's database), .txt (its list of matches, of the key points in such a
+    database), .h5 (hloc's, with the key points in NAME-features.h5), .png, .jpg, .pdf and .svg hold
+    the same matches.
 
     \b
+    cortado match left.png right.png --mutual --ratio 0.9 --out matches.csv --out matches.db
     cortado match left.png right.png --net ucn_demo_hn.yaml \\
         --weights demo_out/ucn_hn.safetensors --out matches.csv --plot matches.png
     cortado match a.jpg b.jpg --net hpf_resnet50 --weights resnet50.npz --out matches.csv
     """
-    import numpy as np
-    from cortado.nets.matching import Matcher
+    from .exports import PICTURES, expect_suffix, write
+    from .matching import match
 
-    expect_folder(out, "--out")
-    expect_distinct(weights=weights, net=spec, points=points, out=out, plot=plot)
-    for image in (image1, image2):
-        expect_distinct(image=image, out=out, plot=plot)
-    if plot:
-        expect_folder(plot, "--plot")
-    if plot and Path(plot).suffix.lower() not in PICTURES:
+    _expect_files(outs, plot, weights=weights, net=spec, points=points, images=(image1, image2))
+    try:
+        for out in outs:
+            expect_suffix(out)
+    except ValueError as error:
+        raise click.BadParameter(f"--out: {error}") from None
+    if plot and not plot.lower().endswith(PICTURES):
         raise click.BadParameter(f"--plot: expected a file ending in {', '.join(PICTURES)}, got {plot}")
     first, second = open_image(image1), open_image(image2)
-    matcher = Matcher(with_layers(spec, layers), weights, device=the_device(options))
-    _expect_cells(matcher, image1, first)
-    _expect_cells(matcher, image2, second)
-    queries = matcher.grid(first) if points is None else read_points(points, first)
-    matched, measure = matcher.match(first, second, queries)
-    rows = np.column_stack([queries, matched, measure])
-    lost = int(np.isnan(matched).any(1).sum())
-    write_matches(out, rows, matcher.measure)
-    if plot:
-        from .pictures import draw_matches
-
-        draw_matches(plot, first, second, rows)
+    asked: Any = FAST if points == FAST else None if points is None else read_points(points, first)
+    net: Matcher | None = None
+    if spec is not None:
+        net = _matcher(spec, weights, feature, step, layers, options)
+        _expect_cells(net, image1, first)
+        _expect_cells(net, image2, second)
+    elif weights or feature or layers:
+        raise click.UsageError("--weights, --feature and --layers go with a --net")
+    found = match(
+        first,
+        second,
+        net=net,
+        method=method,
+        points=asked,
+        number=number,
+        mutual=mutual,
+        ratio=ratio,
+        step=None if net else step,
+        names=(image1, image2),
+        keep_lost=True,
+    )
+    for out in (*outs, *filter(None, [plot])):
+        write(out, found)
+    lost = len(found) - len(found.known)
     if as_json:
-        click.echo(json.dumps({"matches": len(rows), "lost": lost, "out": out, "plot": plot}))
+        said = outs[0] if len(outs) == 1 else list(outs)
+        click.echo(json.dumps({"matches": len(found), "lost": lost, "out": said, "plot": plot}))
         return
-    nowhere = f", {lost} of them nan: in no cell's box" if lost else ""
-    click.echo(f"{len(rows)} matches written to {out}{nowhere}")
+    why = "in no cell's box" if found.measure == "confidence" else "in a patch without features"
+    nowhere = f", {lost} of them nan: {why}" if lost else ""
+    click.echo(f"{len(found)} matches written to {', '.join(outs)}{nowhere}")
     if plot:
         click.echo(f"picture written to {plot}")
+
+
+def _expect_files(
+    outs: Sequence[str], plot: str | None, images: Sequence[str], **given: str | None
+) -> None:
+    """Raises UsageError unless every file that is written can be, and is no other."""
+    from cortado.prototxt_like.files import is_device
+
+    from .exports import files
+
+    written = [("out", name) for out in outs for name in files(out)]
+    written += [("plot", plot)] if plot else []
+    seen: set[str] = set()
+    for option, path in written:
+        expect_folder(path, f"--{option}")
+        expect_distinct(**given, **{option: path})
+        for image in images:
+            expect_distinct(image=image, **{option: path})
+        place = os.path.realpath(path)
+        if place in seen and not is_device(path):
+            raise click.UsageError(f"--{option}: {path} is written twice")
+        seen.add(place)
+
+
+def _matcher(
+    spec: str,
+    weights: str | None,
+    feature: str | None,
+    step: float | None,
+    layers: Sequence[int] | None,
+    options: dict[str, Any],
+) -> Matcher:
+    from cortado.nets.matching import Matcher
+
+    if weights is None:
+        raise click.UsageError("name the net's --weights: a new net's are random")
+    if step is not None and step <= 0:
+        raise click.BadParameter(f"--step: expected pixels above 0, got {step:g}")
+    message, device = with_layers(spec, layers), the_device(options)
+    return Matcher(message, weights, device=device, feature=feature, step=step or 0)
 
 
 def _expect_cells(matcher: Matcher, path: str, image: np.ndarray) -> None:
@@ -156,17 +236,3 @@ def _point(row: dict[str, str], where: str, image: np.ndarray) -> tuple[float, f
         size = f"{image.shape[1]} x {image.shape[0]}"
         raise click.BadParameter(f"{where}: outside the {size} image")
     return x, y
-
-
-def write_matches(path: str, rows: np.ndarray, measure: str) -> None:
-    """Write the matches as a CSV, in whose last column the measure stands; the file is replaced whole
-    or not at all."""
-    from cortado.prototxt_like.files import replace_file
-
-    def write(beside: Path) -> None:
-        with open(beside, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow((*COLUMNS, measure))
-            writer.writerows([f"{value:.6g}" for value in row] for row in rows)
-
-    replace_file(path, write)

@@ -118,14 +118,17 @@ def _side_by_side(
     return figure, axes, begins
 
 
-def draw_curves(path: str | Path, curves: Mapping[str, Sequence[float]], x: str, y: str) -> None:
-    """Save curves over 0..1, one value a step, each with the area under it in the legend."""
+def draw_curves(
+    path: str | Path, curves: Mapping[str, Sequence[float]], x: str, y: str, end: float = 1.0
+) -> None:
+    """Save curves over 0..end, one value a step, each with its mean in the legend: over 0..1 the area
+    under it."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 5), dpi=150, layout="constrained")
     axes = figure.subplots()
     for name, curve in curves.items():
-        place = np.linspace(0, 1, len(curve))
+        place = np.linspace(0, end, len(curve))
         area = (np.sum(curve) - (curve[0] + curve[-1]) / 2) / (len(curve) - 1)
         axes.plot(place, curve, label=f"{name} [{area:.3f}]")
     axes.set(xlabel=x, ylabel=y)

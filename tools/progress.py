@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from cortado.nets.solver import Solver
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Items(Protocol[T_co]):
+    """What can be counted and gone through."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[T_co]: ...
 
 
 def training(solver: Solver, iterations: int, label: str, quiet: bool = False) -> list[float]:
@@ -56,7 +65,7 @@ def training(solver: Solver, iterations: int, label: str, quiet: bool = False) -
     return losses
 
 
-def through(items: Sequence[T], name: Callable[[T], str]) -> Iterator[T]:
+def through(items: Items[T], name: Callable[[T], str]) -> Iterator[T]:
     """The items in turn, in a terminal behind a bar that names the one at hand.
 
     The bar goes to the standard error, so that the output can go to a file.

@@ -16,6 +16,7 @@ from cortado.nets.specs import load
 from cortado.nets.weights import save
 from cortado.prototxt_like import Message, SpecError, loads
 from hyperpixel_toy import SMALL
+from shared import SHARED, needs_shared
 
 CELLS = {"jump": 4.0, "receptive_field": 7, "margin": 0.0}
 POINTS = np.array([[20, 20], [33.5, 41], [61, 24], [79.5, 30]])
@@ -203,3 +204,254 @@ def test_a_net_is_found_by_name() -> None:
     matcher = Matcher("ucn_demo_hn", seed=0)
     assert matcher.branches.twins
     assert matcher.net.graph.name == load("ucn_demo_hn").text("name")
+
+
+BLOBS = """
+name: blobs
+layer:
+- {name: image1, type: Input, top: image1, input_param: &image {shape: {dim: [1, 3, 60, 80]}}}
+- {name: image2, type: Input, top: image2, input_param: *image}
+- siamese:
+    suffix: _q
+    input: {data: [image1, image2]}
+    output: {feature: [feature1, feature2]}
+    layer:
+    - {name: conv, type: Convolution, bottom: data, top: conv, convolution_param: {
+        num_output: 6, kernel_size: 5, stride: 2, pad: 1, weight_filler: &filler {type: msra}}}
+    - {name: relu, type: ReLU, bottom: conv, top: conv}
+    - {name: deep, type: Convolution, bottom: conv, top: deep, convolution_param: {
+        num_output: 8, kernel_size: 3, stride: 2, pad: 1, weight_filler: *filler}}
+    - {name: wide, type: Convolution, bottom: conv, top: wide, convolution_param: {
+        num_output: 8, kernel_h: 3, kernel_w: 3, stride_h: 2, stride_w: 1, weight_filler: *filler}}
+    - {name: flat, type: Flatten, bottom: deep, top: flat}
+    - {name: embed, type: Convolution, bottom: deep, top: embed, convolution_param: {
+        num_output: 4, kernel_size: 1, weight_filler: *filler}}
+    - {name: norm, type: ChannelL2Norm, bottom: embed, top: feature}
+match_param: {feature: [feature1, feature2], downsampling_factor: 4, coordinate_offset: 0.5}
+"""
+
+
+LOST = """    - {name: lost, type: Reshape, bottom: deep, top: lost, reshape_param: {
+        shape: {dim: [1, 16, 5, 30]}}}
+match_param"""
+
+
+def bilinear(feature: np.ndarray, x: float, y: float) -> np.ndarray:
+    """A map [C, H, W] at the cell coordinates (x, y), in float64."""
+    height, width = feature.shape[1:]
+    u, v = min(max(x, 0), width - 1), min(max(y, 0), height - 1)
+    total = np.zeros(len(feature))
+    for row in range(height):
+        for column in range(width):
+            weight = max(0, 1 - abs(u - column)) * max(0, 1 - abs(v - row))
+            total += weight * feature[:, row, column].astype(np.float64)
+    return total
+
+
+@pytest.mark.parametrize(
+    ("feature", "step", "offset", "stride"),
+    [
+        ("conv", 0, 1, 2),
+        ("conv", 4, 1, 2),
+        ("deep", 0, 0.5, 4),
+        ("deep", 3.5, 0.5, 4),
+        ("embed", 4, 0.5, 4),
+        (None, 3, 0.5, 4),
+    ],
+)
+def test_any_map_is_matched_by_at_any_step(
+    feature: str | None, step: float, offset: float, stride: int
+) -> None:
+    """Against loops. A map's cells lie where the net's arithmetic puts them, or where match_param says
+    if they are the cells that it speaks of."""
+    rng = np.random.default_rng(3)
+    first, second = (rng.integers(0, 255, (*size, 3), np.uint8) for size in ((32, 40), (28, 36)))
+    matcher = Matcher(message(BLOBS), seed=0, feature=feature, step=step)
+    assert (matcher.params.downsampling_factor, matcher.params.coordinate_offset) == (stride, offset)
+    names = (feature, f"{feature}_q") if feature else ("feature1", "feature2")
+    assert matcher.params.feature == names
+    with torch.no_grad():
+        given = [blob(image, matcher.transform) for image in (first, second)]
+        # the net's blobs after the layers that write them in place
+        made = [Net(message(BLOBS), seed=0)(image1=x, image2=x, keep=names) for x in given]
+    one, other = made[0][names[0]][0].numpy(), made[1][names[1]][0].numpy()
+
+    def at(values: np.ndarray, x: float, y: float) -> np.ndarray:
+        found = bilinear(values, (x - offset) / stride, (y - offset) / stride)
+        return found / np.linalg.norm(found) if feature else found
+
+    points = np.array([[20, 10], [7.25, 30.5], [39, 0]])
+    found, distance = matcher.match(first, second, points)
+    rows, columns = (
+        (
+            [offset + stride * i for i in range(count)]
+            if not step
+            else [i * step for i in range(99) if offset <= i * step <= offset + stride * (count - 1)]
+        )
+        for count in other.shape[1:]
+    )
+    if step:
+        rows, columns = ([x for x in axis if x < n] for axis, n in ((rows, 28), (columns, 36)))
+    candidates = [(x, y) for y in rows for x in columns]
+    described = np.array([at(other, *place) for place in candidates])
+    for (x, y), match, far in zip(points, found, distance, strict=True):
+        away = np.linalg.norm(described - at(one, x, y), axis=1)
+        assert match.tolist() == pytest.approx(candidates[int(away.argmin())])
+        assert far == pytest.approx(away.min(), rel=1e-4, abs=1e-6)
+    kept = matcher.candidates(matcher.describe(second))
+    np.testing.assert_allclose(kept.points.numpy(), candidates)
+    np.testing.assert_allclose(kept.features.numpy(), described, rtol=1e-4, atol=1e-5)
+    assert matcher.spacing(matcher.describe(second)) == (step or stride)
+
+
+def test_a_step_is_in_pixels_of_the_image_that_the_net_is_not_given() -> None:
+    text = BLOBS.replace("coordinate_offset: 0.5", "longer_side: 20")
+    image = np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8)
+    matcher = Matcher(message(text), seed=0, feature="conv", step=5)
+    described = matcher.describe(image)
+    assert described.ratio == 0.5
+    points = matcher.candidates(described).points.numpy()
+    # cells reach from the given image's pixel 1 to 17 and 13, of 20 x 15: conv has 9 x 7 of them
+    assert np.unique(points[:, 0]).tolist() == [5, 10, 15, 20, 25, 30]
+    assert np.unique(points[:, 1]).tolist() == [5, 10, 15, 20, 25]
+    asked = torch.from_numpy(points * 0.5 - 1)
+    at = matcher.at(described, points)
+    plain = described.values["conv", 2][0].numpy()
+    for (x, y), feature in zip(asked.tolist(), at.numpy(), strict=True):
+        wanted = bilinear(plain, x / 2, y / 2)
+        np.testing.assert_allclose(feature, wanted / np.linalg.norm(wanted), rtol=1e-4, atol=1e-6)
+
+
+def test_cells_are_read_as_they_are_where_the_step_meets_them() -> None:
+    image = np.random.default_rng(1).integers(0, 255, (60, 80, 3), np.uint8)
+    text = BLOBS.replace("kernel_size: 5, stride: 2, pad: 1", "kernel_size: 5, stride: 2, pad: 2")
+    text = text.replace("coordinate_offset: 0.5", "coordinate_offset: 0")
+    cells, pixels = (Matcher(message(text), seed=0, feature="deep", step=s) for s in (0, 4))
+    one, other = (each.candidates(each.describe(image)) for each in (cells, pixels))
+    np.testing.assert_array_equal(one.points, other.points)
+    np.testing.assert_array_equal(one.features, other.features)
+
+
+def test_a_map_of_a_net_with_a_confidence(photographs: tuple[np.ndarray, np.ndarray]) -> None:
+    matcher = Matcher(message(), seed=0, feature="conv2", step=4)
+    assert (matcher.measure, matcher.params.feature) == ("distance", ("conv2", "conv2_p"))
+    assert (matcher.params.downsampling_factor, matcher.params.coordinate_offset) == (8, 0)
+    found, distance = matcher.match(*photographs, POINTS)
+    assert np.isfinite(found).all()
+    assert (distance <= 2).all()
+    assert Matcher(message(), seed=0, step=4).step == 0  # a confidence's cells stay
+
+
+def test_only_what_is_matched_by_needs_weights(tmp_path: Path) -> None:
+    shared = BLOBS[: BLOBS.index("    - {name: embed")]
+    some = f"{shared}    - {{name: norm, type: ReLU, bottom: deep, top: feature}}"
+    save(Net(message(some), seed=5), tmp_path / "some.safetensors")
+    image = np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)
+    matcher = Matcher(message(BLOBS), tmp_path / "some.safetensors", feature="deep")
+    with torch.no_grad():
+        filled = Net(message(some), weights=tmp_path / "some.safetensors")
+        given = blob(image, matcher.transform)
+        wanted = filled(image1=given, image2=given, keep=["deep"])
+    described = matcher.describe(image).values["deep", 1]
+    assert torch.equal(described, wanted["deep"])
+    with pytest.raises(SpecError, match="not fill the net: .*; not in the file: embed, embed_q\n"):
+        Matcher(message(BLOBS), tmp_path / "some.safetensors", feature="embed")
+    with pytest.raises(SpecError, match="not in the file: embed, embed_q"):
+        Matcher(message(BLOBS), tmp_path / "some.safetensors")
+
+
+ONE = """
+name: one
+layer:
+- {name: data, type: Input, top: data, input_param: {shape: {dim: [1, 3, 60, 80]}}}
+- {name: conv, type: Convolution, bottom: data, top: conv, convolution_param: {
+    num_output: 6, kernel_size: 3, stride: 2, pad: 1, weight_filler: {type: msra}}}
+- {name: fc, type: InnerProduct, bottom: conv, top: fc, inner_product_param: {
+    num_output: 4, weight_filler: {type: msra}}}
+"""
+
+
+def test_a_net_of_one_image_without_match_param() -> None:
+    """Its layers for images of one size are not run."""
+    image = np.random.default_rng(0).integers(0, 255, (32, 40, 3), np.uint8)
+    matcher = Matcher(message(ONE), seed=0, feature="conv")
+    assert (matcher.params.downsampling_factor, matcher.params.coordinate_offset) == (2, 0)
+    shifted = np.zeros_like(image)
+    shifted[:, 6:] = image[:, :-6]
+    points = np.array([[10, 10], [12, 20], [20, 16]])
+    found, distance = matcher.match(image, shifted, points)
+    np.testing.assert_array_equal(found, points + np.array([6, 0]))
+    np.testing.assert_allclose(distance, 0, atol=1e-6)
+
+
+def test_twins_that_are_written_out(photographs: tuple[np.ndarray, np.ndarray]) -> None:
+    conv = "convolution_param: {num_output: 4, kernel_size: 3, pad: 1, weight_filler: {type: msra}}"
+    text = ONE[: ONE.index("- {name: conv")].replace("data", "image1") + (
+        "- {name: image2, type: Input, top: image2, input_param: {shape: {dim: [1, 3, 60, 80]}}}\n"
+        f"- {{name: conv, type: Convolution, bottom: image1, top: conv, {conv}}}\n"
+        f"- {{name: conv_p, type: Convolution, bottom: image2, top: conv_p, {conv}}}\n"
+    )
+    text = text.replace("input_image1", "input")
+    matcher = Matcher(message(text), seed=0, feature="conv")
+    assert matcher.params.feature == ("conv", "conv_p")
+    assert matcher.params.image == ("image1", "image2")
+
+
+REFUSED_MAPS = {
+    "no blob": (BLOBS, "depe", '"depe" is no blob of the net in the stage deploy\n'),
+    "a blob close to it": (
+        BLOBS,
+        "depe",
+        'did you mean "deep"? blobs: conv, deep, embed, feature1',
+    ),
+    "no map": (BLOBS, "flat", 'read from a map [N, C, H, W]; "flat" is [1, 2400]'),
+    "of the second branch": (BLOBS, "deep_q", '"deep_q" is not in the first of two twin branches'),
+    "two steps": (
+        BLOBS,
+        "wide",
+        'cells of "wide" have no one step and offset in the image: they lie at 2u + 3 and at 4u + 3',
+    ),
+    "an unknown place": (
+        BLOBS.replace("match_param", LOST),
+        "lost",
+        "no receptive field leads to them from the images",
+    ),
+    "three inputs": (
+        ONE + "- {name: more, type: Input, top: [m1, m2], input_param: {shape: {dim: [1, 2]}}}",
+        "conv",
+        "matching gives the net one image or two; in the stage deploy its inputs are data, m1, m2",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_MAPS)
+def test_maps_that_are_not_matched_by(name: str) -> None:
+    text, feature, said = REFUSED_MAPS[name]
+    with pytest.raises(SpecError) as caught:
+        Matcher(message(text), seed=0, feature=feature)
+    assert said in str(caught.value)
+    assert str(caught.value).startswith("small.yaml:")
+
+
+@pytest.mark.parametrize("step", [-1, np.nan, np.inf])
+def test_no_step(step: float) -> None:
+    with pytest.raises(ValueError, match="step: expected pixels, or 0 for the cells of the map, got"):
+        Matcher(message(FEATURES), seed=0, step=step)
+
+
+@needs_shared
+def test_ucns_trunk_with_the_weights_of_googlenet() -> None:
+    assert SHARED is not None
+    weights = SHARED / "data" / "weights" / "bvlc_googlenet.caffemodel"
+    matcher = Matcher("ucn_hn", weights, feature="inception_3b/output", step=4)
+    assert (matcher.params.downsampling_factor, matcher.params.coordinate_offset) == (4, 0)
+    first, second, disparity = skimage.data.stereo_motorcycle()
+    x, y = (each.ravel() for each in np.meshgrid(np.arange(40, 100, 8), np.arange(12, 70, 8)))
+    crops = first[100:180, 200:320], second[100:180, 180:300]
+    found, _ = matcher.match(*crops, np.stack([x, y], 1))
+    truth = np.stack([x - disparity[y + 100, x + 200] + 20, y], 1)  # 20: the crop begins further left
+    known = np.isfinite(truth).all(1)
+    assert known.sum() > 40
+    assert np.median(np.linalg.norm(found - truth, axis=1)[known]) < 4
+    with pytest.raises(SpecError, match="not in the file: feature_conv, feature_conv_p"):
+        Matcher("ucn_hn", weights)

@@ -1,8 +1,12 @@
 """The published UCN nets: shapes, parameters, one training step on a pair of KITTI's proportions."""
 
+import numpy as np
 import pytest
+import skimage.data
 import torch
 from cortado.nets import specs
+from cortado.nets.cost import mismatches
+from cortado.nets.matching import Matcher
 from cortado.nets.net import Net
 from cortado.nets.solver import Solver
 from cortado.nets.weights import load as load_weights
@@ -42,6 +46,10 @@ THETA = {
     "inception_4a/5x5_theta2": (32, 32, 1),
     "inception_4a/5x5_theta": (32, 4, 1),
 }
+GOOGLENET = (
+    *("pool1/3x3_s2", "pool1/norm1", "conv2/3x3_reduce", "conv2/3x3", "conv2/norm2", "pool2/3x3_s2"),
+    *("inception_3a/output", "inception_3b/output", "pool3/3x3_s2", "inception_4a/output"),
+)
 SPECS = {"ucn_rn": TRUNK, "ucn_hn": TRUNK, "ucn_hn_st": TRUNK | THETA}
 
 
@@ -159,3 +167,79 @@ def test_names_and_numbers_are_bvlcs():
                 assert made.shapes[0][1] == int(block.text("num_output"))
     shared = {made.node.name for made in net.built.layers} & theirs.keys()
     assert len(shared) == 53
+
+
+def bvlc_weights():
+    path = SHARED / "data" / "weights" / "bvlc_googlenet.caffemodel"
+    if not path.exists():
+        pytest.skip("BVLC's weights of GoogLeNet are not in the shared folder")
+    return path
+
+
+def test_the_cells_of_googlenet_lie_at_every_4th_pixel():
+    net = deploy("googlenet", 224, 224)
+    fields = {
+        top: field
+        for fact in net.facts()
+        for (top, _), field in zip(fact.tops, fact.fields, strict=True)
+    }
+    for blob in (*GOOGLENET, "feature1"):
+        assert net.blob_shapes[blob][2:] == (57, 57), blob
+        for twin in (blob, "feature2" if blob == "feature1" else f"{blob}_p"):
+            assert [(axis.stride, axis.point) for axis in fields[twin][-2:]] == [(4, 0)] * 2, twin
+    assert net.blob_shapes["feature2"] == (1, 192, 57, 57)
+    assert not mismatches(net.match, net.facts())
+
+
+def test_a_cell_of_googlenet_sees_27_pixels_around_its_point():
+    net = deploy("googlenet", 96, 112)
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, 3, 96, 112, generator=generator).requires_grad_()
+    features = net({"image1": image, "image2": torch.zeros(1, 3, 96, 112)}, keep=["feature1"])
+    (features["feature1"][0, :, 12, 15] ** 3).sum().backward()
+    rows, columns = image.grad[0].abs().sum(0).nonzero().unbind(1)
+    assert (int(rows.min()), int(rows.max())) == (4 * 12 - 13, 4 * 12 + 13)
+    assert (int(columns.min()), int(columns.max())) == (4 * 15 - 13, 4 * 15 + 13)
+
+
+@needs_shared
+def test_bvlcs_weights_fill_googlenet():
+    net = Net(specs.path("googlenet"), stages=["deploy"], weights=bvlc_weights())
+    assert net.report.missing == ()
+    assert {name.split("/")[0] for name in net.report.unused} >= {"inception_4b", "loss3"}
+    assert not any(
+        name.startswith(("conv", "inception_3", "inception_4a")) for name in net.report.unused
+    )
+
+
+@needs_shared
+def test_googlenet_is_bvlcs_where_their_strides_agree():
+    """BVLC's cells lie at 4u + 2 after pool1, at 8u + 6 after pool2: of an image without its first two
+    rows and columns ours are the same, every second one after pool2. At the borders paddings differ."""
+    path = bvlc_weights()
+    text = (path.parent / "bvlc_googlenet_deploy.prototxt").read_text(encoding="utf-8")
+    theirs = Net(
+        loads(text.replace("dim: 10", "dim: 1"), "deploy.prototxt", "prototxt"), "TEST", weights=path
+    )
+    ours = Net(specs.path("googlenet"), "TEST", stages=["deploy"], weights=path)
+    image = 40 * torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(3))
+    moved = image[:, :, 2:, 2:]
+    with torch.no_grad():
+        want = theirs({"data": image}, keep=GOOGLENET[:6])
+        have = ours({"image1": moved, "image2": moved}, keep=[*GOOGLENET[:6], "feature1"])
+    for blob in GOOGLENET[:5]:
+        torch.testing.assert_close(have[blob][..., 3:53, 3:53], want[blob][..., 3:53, 3:53])
+    pooled = want["pool2/3x3_s2"][..., 2:26, 2:26]
+    torch.testing.assert_close(have["pool2/3x3_s2"][..., 5:53:2, 5:53:2], pooled)
+    unit = torch.nn.functional.normalize(pooled, dim=1)
+    torch.testing.assert_close(have["feature1"][..., 5:53:2, 5:53:2], unit)
+
+
+@needs_shared
+def test_googlenet_finds_a_shift():
+    matcher = Matcher("googlenet", bvlc_weights())
+    image = skimage.data.coffee()[60:260, 120:360]
+    points = np.stack(np.meshgrid(np.arange(80, 200, 20), np.arange(60, 160, 20)), 2).reshape(-1, 2)
+    found, distance = matcher.match(image, image[12:, 20:], points)
+    assert (found == points - [20, 12]).all(1).mean() > 0.9
+    assert distance.max() < 0.5

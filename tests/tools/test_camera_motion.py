@@ -11,6 +11,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import pytest
+from cortado.layers._runtime.keypoint_pairs import KeypointPair
+from cortado.layers._runtime.measured_pairs import open_measured
 from cortado.layers._runtime.motion import direction_deviation, rotation_deviation
 from cortado.tools.camera_motion import LEAST, Found, _sampson, estimate
 from scipy.spatial.transform import Rotation
@@ -138,6 +140,22 @@ def test_perfect_matches_of_middlebury(scene: str, number: int) -> None:
     assert np.linalg.norm(found.translation) == pytest.approx(1, abs=1e-12)
     np.testing.assert_allclose(found.rotation @ found.rotation.T, np.eye(3), atol=1e-12)
     assert np.linalg.det(found.rotation) > 0
+
+
+@needs_shared
+@pytest.mark.parametrize("threshold", [1.0, 3.0])
+@pytest.mark.parametrize("seed", range(6))
+def test_a_scene_that_is_nearly_a_plane(seed: int, threshold: float) -> None:
+    """Nine in ten of these matches agree within a pixel with a motion that is turned by 3 degrees."""
+    assert SHARED
+    pair = open_measured([f"middlebury:{SHARED / 'data' / 'stereo' / 'Shelves'}"], points=4000)[0]
+    assert isinstance(pair, KeypointPair)
+    assert pair.motion is not None
+    cameras = pair.motion.camera1, pair.motion.camera2
+    found = estimate(pair.points1, pair.points2, *cameras, threshold, seed=seed)
+    assert found is not None
+    assert rotation_deviation(found.rotation, pair.motion.rotation) < 1e-3
+    assert direction_deviation(found.translation, pair.motion.translation) < 1e-3
 
 
 @needs_shared

@@ -16,12 +16,14 @@ import skimage.data
 import torch
 from cortado.layers._runtime.images import read_image
 from cortado.layers._runtime.keypoint_pairs import KeypointPair, open_pairs
+from cortado.layers._runtime.measured_pairs import open_measured
 from cortado.layers.metrics.label_transfer import filled
 from cortado.nets.evaluation import ByNet, Descriptions, evaluate, give_back, identity, spread
 from cortado.nets.matching import Matcher
 from cortado.nets.net import Net
 from cortado.nets.weights import save
 from cortado.tools.cli import main
+from cortado.tools.matching import METHODS
 from cortado.tools.pictures import warped
 from hyperpixel_toy import SMALL, write_net
 from PIL import Image
@@ -115,7 +117,15 @@ def test_the_figures_are_the_protocols(folder: Path, capfd: pytest.CaptureFixtur
         assert found["seconds_per_pair"] > 0
     assert report["methods"].keys() == {"net", "nearest", "identity"}
     told = {"net": "small.yaml", "weights": "small.safetensors", "layers": None, "split": "test"}
-    told |= {"data": "pf-willow:data", "pairs": 10, "listed": 10, "identical": 2}
+    told |= {
+        "data": ["pf-willow:data"],
+        "length": None,
+        "points": None,
+        "camera": None,
+        "pairs": 10,
+        "listed": 10,
+        "identical": 2,
+    }
     assert {key: report[key] for key in told} == told
     assert report["figures"] == ["PCK@0.05", "PCK@0.1", "PCK@0.15"]
     assert report["images_described"] == 3  # different ones
@@ -245,19 +255,34 @@ def test_outlines_are_measured_as_outlines(folder: Path, capfd: pytest.CaptureFi
 
 
 MISTAKES = {
-    (*DATA,): "name a NET; none is needed by --baseline identity alone",
-    (*DATA, "--baseline", "nearest"): "name a NET; none is needed by --baseline identity alone",
+    (*DATA,): "name a NET, or --baseline of those that need none: all but nearest",
+    (
+        *DATA,
+        "--baseline",
+        "nearest",
+    ): "name a NET, or --baseline of those that need none: all but nearest",
+    (*DATA, "--baseline", "identity", "--feature", "conv1"): "--feature goes with a NET",
     (*DATA, "--baseline", "identity", "--layers", "1"): "--layers goes with a NET",
     (*DATA, "--baseline", "identity", "--weights", "small.safetensors"): "--weights goes with a NET",
     ("small.yaml", *DATA): "name the net's --weights: a new net's are random",
     (*NET[:-1], "willow:data"): 'unknown data set "willow:data": expected one of caltech-101:DIR, ',
     (*NET[:-1], "pf-willow:no"): 'no folder "no": expected groups such as "car(G)", with images',
     (*NET, "--split", "val"): 'no split "val": expected test',
-    (*NET, "--length", "img"): "pf-willow has no length",
+    (*NET, "--length", "bbox"): "pf-willow has no length",
+    (*NET, "--option", "step=2"): "pf-willow has no step",
+    (*NET, "--option", "step"): 'expected NAME=VALUE, each name once, got "step"',
+    (*NET, "--option", "split=trn"): 'expected NAME=VALUE, each name once, got "split=trn"',
     (*NET, "--layout", "small"): "pf-willow has no layout",
     (*NET, "--alpha", "0.1,x"): "expected numbers above 0 such as 0.05,0.1,0.15, got 0.1,x",
     (*NET, "--alpha", "0"): "expected numbers above 0 such as 0.05,0.1,0.15, got 0",
     (*NET, "--alpha", "inf"): "expected numbers above 0 such as 0.05,0.1,0.15, got inf",
+    (*NET, "--pixels", "3,x"): "expected numbers above 0 such as 3,5,10, got 3,x",
+    (*NET, "--points", "0"): "expected a number, all or fast, got 0",
+    (*NET, "--points", "some"): "expected a number, all or fast, got some",
+    (*NET, "--curve", "no/where.svg"): "--curve: no folder no to write to",
+    (*NET, "--curve", "pck.txt"): "--curve: expected a file ending in .svg, .png, .pdf, got pck.txt",
+    (*NET, "--camera"): "cup(S)/0-1: the camera's motion is not known",
+    (*NET, "--feature", "conv3"): '"conv3" is no blob of the net in the stage deploy',
     (*NET, "--limit", "0"): "--limit",
     (*NET, "--layers", "1,one"): "expected numbers such as 2,7,11,12,13, got 1,one",
     (*NET, "--layers", "2"): "there is no block 2: expected some of 0 conv1, 1 conv2",
@@ -351,3 +376,188 @@ def test_the_published_key_points() -> None:
         np.testing.assert_allclose(pair.points1, given.T, atol=1e-4)
         np.testing.assert_allclose(found["net"].points, predicted.T, rtol=0, atol=1e-3)
         np.testing.assert_allclose(found["net"].figures, figures, atol=1e-6)
+
+
+# Dense truth: pixels, descriptors, a net's blobs, the camera's motion.
+
+
+CALIBRATION = """\
+cam0=[120 0 60; 0 120 40; 0 0 1]
+cam1=[120 0 60; 0 120 40; 0 0 1]
+doffs=0
+baseline=100
+width={width}
+height={height}
+"""
+
+
+def write_scene(folder: Path, seed: int, calibrated: bool = True) -> None:
+    """A stereo pair of a photograph: a square that moves by 16 pixels before what moves by 8."""
+    height, width = 80, 120
+    photograph = skimage.data.astronaut()[seed : seed + height, 40 * seed : 40 * seed + width + 8]
+    left, right = photograph[:, :width].copy(), photograph[:, 8:].copy()
+    disparity = np.full((height, width), 8, np.float32)
+    disparity[20:60, 50:90] = 16
+    right[20:60, 34:74] = left[20:60, 50:90]
+    disparity[:, 118:] = np.inf
+    folder.mkdir(parents=True)
+    Image.fromarray(left).save(folder / "im0.png")
+    Image.fromarray(right).save(folder / "im1.png")
+    head = f"Pf\n{width} {height}\n-1.0\n".encode()
+    (folder / "disp0.pfm").write_bytes(head + disparity[::-1].astype("<f4").tobytes())
+    if calibrated:
+        (folder / "calib.txt").write_text(CALIBRATION.format(width=width, height=height))
+
+
+@pytest.fixture
+def scenes(folder: Path) -> Path:
+    for seed, name in enumerate(("attic", "barn", "cellar")):
+        write_scene(folder / "stereo" / name, seed)
+    save(Net("ucn_demo_hn", stages=("deploy",), seed=0), "ucn.safetensors")
+    return folder
+
+
+STEREO = ("--data", "middlebury:stereo")
+UCN = ("ucn_demo_hn", "--weights", "ucn.safetensors", *STEREO)
+
+
+def best_of(query: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """The nearest candidate of each query, by every distance."""
+    every = ((query[:, None].astype(float) - candidates[None].astype(float)) ** 2).sum(2)
+    return every.argmin(1)
+
+
+def every_4th(image: np.ndarray) -> np.ndarray:
+    return np.array([(x, y) for y in range(0, len(image), 4) for x in range(0, image.shape[1], 4)])
+
+
+def share(points: np.ndarray, pair: KeypointPair, limits: Sequence[float]) -> list[float]:
+    far = [np.hypot(*(a - b)) for a, b in zip(points, pair.points2, strict=True)]
+    return [sum(d <= limit for d in far) / len(far) for limit in limits]
+
+
+def test_descriptors_are_scored_in_pixels(scenes: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    args = (*STEREO, "--points", "150", "--baseline", "daisy", "--baseline", "sift", "--seed", "3")
+    report = reported(capfd, *args)
+    assert report["figures"] == ["PCK@3px", "PCK@5px", "PCK@10px"]
+    assert [record["pair"] for record in report["records"]] == ["attic", "barn", "cellar"]
+    pairs = open_measured(["middlebury:stereo"], points=150, seed=3)
+    for pair, record in zip(pairs, report["records"], strict=True):
+        assert isinstance(pair, KeypointPair)
+        assert len(pair.points1) == 150
+        first, second = (read_image(path) for path in (pair.image1, pair.image2))
+        candidates = every_4th(second)
+        for name in ("daisy", "sift"):
+            describe = METHODS[name]
+            best = best_of(describe(first, pair.points1), describe(second, candidates.astype(float)))
+            assert record[name] == share(candidates[best], pair, (3, 5, 10))
+            assert record[name][0] > 0.5
+    assert reported(capfd, *args)["records"] == report["records"]
+    again = reported(capfd, *args[:-1], "4")["records"]
+    assert again != report["records"]
+
+
+def test_differences_are_paired(scenes: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    args = (*STEREO, "--points", "100", "--baseline", "daisy", "--baseline", "identity")
+    report = reported(capfd, *args, "--pixels", "2,6.5")
+    assert report["figures"] == ["PCK@2px", "PCK@6.5px"]
+    each = np.array([np.subtract(r["identity"], r["daisy"]) for r in report["records"]])
+    (found,) = report["differences"].values()
+    error = each.std(0, ddof=1) / 3**0.5
+    assert found["mean"] == pytest.approx(each.mean(0).tolist())
+    assert found["standard_error"] == pytest.approx(error.tolist())
+    assert found["counts"] == (np.abs(each.mean(0)) > 2 * error).tolist() == [True, True]
+    code, out, _ = run(capfd, *args, "--pixels", "2,6.5", "--baseline", "sift")
+    assert code == 0
+    tables = re.findall(r"PCK@(\S+)px, percent +daisy +identity +sift", out)
+    assert tables == ["2", "6.5"]
+    less = re.findall(r"less daisy +(\S+)( \*)?", out)
+    assert less == [(f"{100 * mean:+.2f}", " *") for mean in found["mean"]]
+    alone = reported(capfd, *args, "--limit", "1")["differences"]["identity"]
+    assert (alone["standard_error"], alone["counts"]) == (None, [False] * 3)
+
+
+def test_blobs_of_a_net(scenes: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    args = (*UCN, "--points", "60", "--feature", "conv2", "--feature", "feature1")
+    report = reported(capfd, *args)
+    assert list(report["methods"]) == ["conv2", "feature1"]
+    pairs = open_measured(["middlebury:stereo"], points=60)
+    for name in ("conv2", "feature1"):
+        matcher = Matcher("ucn_demo_hn", "ucn.safetensors", feature=name, step=4)
+        for pair, record in zip(pairs, report["records"], strict=True):
+            images = (read_image(path) for path in (pair.image1, pair.image2))
+            points, _ = matcher.match(*images, pair.points1)
+            assert (points % 4 == 0).all()
+            assert record[name] == share(points, pair, (3, 5, 10))
+    own = reported(capfd, *UCN, "--points", "60")
+    assert [r["net"] for r in own["records"]] == [r["feature1"] for r in report["records"]]
+
+
+def test_corners_alone(scenes: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    report = reported(capfd, *STEREO, "--points", "fast", "--baseline", "identity")
+    pairs = [*open_measured(["middlebury:stereo"], points="fast")]
+    assert report["methods"]["identity"]["points"] == sum(len(pair.points1) for pair in pairs) > 30
+    every = reported(capfd, *STEREO, "--points", "all", "--baseline", "identity")
+    pairs = [*open_pairs("middlebury:stereo")]
+    assert every["methods"]["identity"]["points"] == sum(len(pair.points1) for pair in pairs) > 15000
+    assert every["points"] is None
+
+
+def test_a_share_of_the_image(scenes: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    args = (*STEREO, "--points", "50", "--baseline", "identity", "--alpha", "0.07,0.2")
+    assert "--alpha is a share of --length, and here it is 1 pixel" in run(capfd, *args)[2]
+    for length, unit in (("img", 120), ("diagonal", (80**2 + 120**2) ** 0.5)):
+        report = reported(capfd, *args, "--length", length)
+        assert report["figures"] == ["PCK@0.07", "PCK@0.2"]
+        for pair, record in zip(
+            open_measured(["middlebury:stereo"], points=50), report["records"], strict=True
+        ):
+            assert record["identity"] == share(pair.points1, pair, (0.07 * unit, 0.2 * unit))
+    both = reported(capfd, *args, "--length", "img", "--pixels", "9")
+    assert both["figures"] == ["PCK@9px", "PCK@0.07", "PCK@0.2"]
+    assert "middlebury has no length" in run(capfd, *args, "--length", "bbox")[2]
+
+
+def test_curves(scenes: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    args = (*STEREO, "--points", "80", "--baseline", "identity", "--baseline", "daisy")
+    report = reported(capfd, *args, "--curve", "pck.svg", "--pixels", "8,16")
+    curve = report["curve"]
+    assert (curve["unit"], len(curve["thresholds"])) == ("pixels", 61)
+    assert curve["thresholds"][16] == 8
+    for name, values in curve["methods"].items():
+        assert values == sorted(values)
+        mean = report["methods"][name]["mean"]
+        assert [values[16], values[32]] == pytest.approx(mean)
+    assert "identity" in Path("pck.svg").read_text()
+    code, out, _ = run(capfd, *NET, "--curve", "pck.png")
+    assert (code, "curves written to pck.png" in out) == (0, True)
+    assert read_image("pck.png").shape[2] == 3
+
+
+def test_the_cameras_motion(scenes: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    args = (*STEREO, "--points", "500", "--baseline", "daisy", "--baseline", "identity", "--camera")
+    report = reported(capfd, *args)
+    camera = report["camera"]
+    assert list(camera) == ["daisy", "identity", "truth"]
+    assert max(camera["truth"][f"{what}_mean"] for what in ("rotation", "translation")) < 0.1
+    assert camera["truth"]["failed"] == 0
+    assert camera["daisy"]["rotation_median"] < 5  # of 120 x 80 pixels
+    assert camera["identity"]["rotation_mean"] is None  # by which nothing moves
+    assert camera["identity"]["failed"] == 3
+    assert reported(capfd, *args)["camera"] == camera
+    without = reported(capfd, *args[:-1])
+    assert without["records"] == report["records"]
+    assert without["camera"] is None
+    out = run(capfd, *args)[1]
+    assert re.search(r"truth +0\.0\d\d +0\.0\d\d +0\.0\d\d +0\.0\d\d +0 *\n", out)
+    (scenes / "stereo" / "barn" / "calib.txt").unlink()
+    code, out, err = run(capfd, *args)
+    assert (code, out) == (2, "")
+    assert "barn: the camera's motion is not known" in err
+
+
+def test_data_sets_that_are_measured_apart(scenes: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capfd, *DATA, *STEREO, "--baseline", "identity")
+    assert (code, "data sets measured in pixels, and others, are evaluated apart" in err) == (2, True)
+    twice = reported(capfd, *STEREO, *STEREO, "--baseline", "identity", "--points", "9")
+    assert twice["pairs"] == 6

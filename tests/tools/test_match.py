@@ -1,0 +1,173 @@
+"""``cortado match`` without a net, its tests of matches and its files; with a net see test_cli.py."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sqlite3
+from pathlib import Path
+
+import cortado
+import h5py
+import numpy as np
+import pytest
+import skimage.data
+from cortado.nets.net import Net
+from cortado.nets.weights import save
+from cortado.tools.cli import main
+from skimage.io import imread, imsave
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    image = skimage.data.coffee()[80:200, 100:260]
+    imsave("a.png", image)
+    imsave("b.png", image[4:, 8:], check_contrast=False)
+    return tmp_path
+
+
+def run(capfd: Capture, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of ``cortado match ARGUMENTS``."""
+    with pytest.raises(SystemExit) as end:
+        main(["match", *arguments])
+    out, err = capfd.readouterr()
+    return int(end.value.code or 0), out, err
+
+
+def read(path: str) -> tuple[list[str], np.ndarray]:
+    with open(path, newline="") as file:
+        head, *rows = csv.reader(file)
+    return head, np.array(rows, float).reshape(-1, 5)
+
+
+def test_two_images_are_enough(folder: Path, capfd: Capture) -> None:
+    code, out, _ = run(capfd, "a.png", "b.png", "--out", "m.csv")
+    assert (code, out) == (0, "1200 matches written to m.csv\n")
+    head, rows = read("m.csv")
+    assert head == ["x1", "y1", "x2", "y2", "distance"]
+    wanted = cortado.match("a.png", "b.png")
+    np.testing.assert_allclose(rows, np.column_stack([wanted.rows[:, :4], wanted.measured]), rtol=1e-5)
+    moved = rows[:, :2] - rows[:, 2:4]
+    assert (np.abs(moved - [8, 4]).max(1) == 0).mean() > 0.8
+
+
+def test_the_options_of_a_match(folder: Path, capfd: Capture) -> None:
+    options = ["--method", "sift", "--mutual", "--ratio", "0.9", "--number", "50", "--step", "2"]
+    code, out, _ = run(capfd, "a.png", "b.png", *options, "--points", "fast", "--out", "m.csv")
+    assert (code, out) == (0, "50 matches written to m.csv\n")
+    given = {"mutual": True, "ratio": 0.9, "number": 50, "points": "fast", "step": 2}
+    wanted = cortado.match("a.png", "b.png", method="sift", **given)
+    np.testing.assert_allclose(read("m.csv")[1][:, :4], wanted.rows[:, :4], rtol=1e-5)
+    Path("p.csv").write_text("x1,y1\n60.5,50\n80,40\n")
+    code, out, _ = run(capfd, "a.png", "b.png", "--points", "p.csv", "--out", "m.csv", "--json")
+    assert json.loads(out) == {"matches": 2, "lost": 0, "out": "m.csv", "plot": None}
+    assert read("m.csv")[1][:, :2].tolist() == [[60.5, 50], [80, 40]]
+
+
+def test_a_net_by_another_of_its_maps(folder: Path, capfd: Capture) -> None:
+    save(Net("ucn_demo_hn", stages=("deploy",), seed=1), "w.npz.safetensors")
+    net = ("--net", "ucn_demo_hn", "--weights", "w.npz.safetensors")
+    code, *_ = run(capfd, "a.png", "b.png", *net, "--feature", "conv1", "--step", "5", "--out", "m.csv")
+    assert code == 0
+    given = {"weights": "w.npz.safetensors", "feature": "conv1", "step": 5}
+    wanted = cortado.match("a.png", "b.png", net="ucn_demo_hn", **given)
+    np.testing.assert_allclose(read("m.csv")[1][:, :4], wanted.rows[:, :4], rtol=1e-5)
+    assert (wanted.rows[:, :4] % 5 == 0).all()
+
+
+def test_a_file_of_each_kind(folder: Path, capfd: Capture) -> None:
+    names = ["m.csv", "m.db", "m.txt", "m.h5", "m.png", "M.JPG"]
+    outs = [word for name in names for word in ("--out", name)]
+    code, out, _ = run(capfd, "a.png", "b.png", "--number", "30", *outs, "--plot", "p.png")
+    assert code == 0
+    assert out == f"30 matches written to {', '.join(names)}\npicture written to p.png\n"
+    assert len(read("m.csv")[1]) == 30
+    database = sqlite3.connect("m.db")
+    assert database.execute("SELECT name FROM images").fetchall() == [("a.png",), ("b.png",)]
+    assert database.execute("SELECT rows FROM matches").fetchall() == [(30,)]
+    database.close()
+    head, *lines = Path("m.txt").read_text().splitlines()
+    assert (head, len(lines)) == ("a.png b.png", 31)
+    with h5py.File("m.h5") as file, h5py.File("m-features.h5") as features:
+        found = file["a.png/b.png/matches0"]
+        assert (len(found), (found[()] >= 0).sum()) == (30, 30)
+        assert len(features["a.png/keypoints"]) == 30
+    assert imread("m.png").shape == imread("p.png").shape
+    code, out, _ = run(capfd, "a.png", "b.png", "--number", "3", *outs[:4], "--json")
+    assert json.loads(out)["out"] == ["m.csv", "m.db"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--out", "m.csv", "--out", "m.csv"), "--out: m.csv is written twice"),
+        (("--out", "m.png", "--plot", "m.png"), "--plot: m.png is written twice"),
+        (("--out", "m.h5", "--out", "m-features.h5"), "--out: m-features.h5 is written twice"),
+        (("--out", "m.json"), "--out: m.json: expected a file ending in .csv, .db, .txt, .h5, .png"),
+        (("--out", "b.png"), "--out and --image are one file: b.png"),
+        (("--out", "no/m.db"), "--out: no folder no to write to"),
+        (("--out", "m.csv", "--points", "m.csv"), "--out and --points are one file: m.csv"),
+        (("--out", "m.csv", "--points", "none.csv"), "none.csv: cannot read the points: No such file"),
+        (("--out", "m.csv", "--weights", "a.png"), "--weights, --feature and --layers go with a --net"),
+        (("--out", "m.csv", "--feature", "conv"), "--weights, --feature and --layers go with a --net"),
+        (
+            ("--out", "m.csv", "--net", "ucn_demo_hn"),
+            "name the net's --weights: a new net's are random",
+        ),
+        (
+            ("--out", "m.csv", "--method", "surf"),
+            "'surf' is not one of 'daisy', 'sift', 'sift-oriented'",
+        ),
+        (
+            ("--out", "m.csv", "--ratio", "2"),
+            "error: ratio: expected a number above 0 and at most 1, go",
+        ),
+        (("--out", "m.csv", "--number", "0"), "error: number: expected at least 1, got 0"),
+        (("--out", "m.csv", "--step", "-1"), "error: step: expected pixels above 0, got -1"),
+    ],
+)
+def test_what_a_user_gets_wrong(
+    folder: Path, capfd: Capture, arguments: tuple[str, ...], message: str
+) -> None:
+    before = sorted(path.name for path in folder.iterdir())
+    code, _, err = run(capfd, "a.png", "b.png", *arguments)
+    assert (code, message in err) == (2, True), err
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_a_net_and_a_method(folder: Path, capfd: Capture) -> None:
+    save(Net("ucn_demo_hn", stages=("deploy",), seed=1), "w.safetensors")
+    net = ("--net", "ucn_demo_hn", "--weights", "w.safetensors", "--out", "m.csv")
+    code, _, err = run(capfd, "a.png", "b.png", *net, "--method", "daisy")
+    assert (code, err) == (2, "error: give a net or a method, not both\n")
+    code, _, err = run(capfd, "a.png", "b.png", *net, "--step", "0")
+    assert (code, "--step: expected pixels above 0, got 0" in err) == (2, True)
+    code, _, err = run(capfd, "a.png", "b.png", *net, "--feature", "conv")
+    assert (code, '"conv" is no blob of the net in the stage deploy' in err) == (2, True)
+
+
+def test_flat_patches_have_no_matches(folder: Path, capfd: Capture) -> None:
+    image = imread("a.png")
+    image[:, :80] = 99
+    imsave("a.png", image)
+    Path("p.csv").write_text("x1,y1\n20,60\n120,60\n")
+    arguments = ("a.png", "b.png", "--points", "p.csv", "--out", "m.csv")
+    code, out, _ = run(capfd, *arguments)
+    said = "2 matches written to m.csv, 1 of them nan: in a patch without features\n"
+    assert (code, out) == (0, said)
+    assert Path("m.csv").read_text().splitlines()[1] == "20,60,nan,nan,nan"
+    code, out, _ = run(capfd, *arguments, "--number", "2")
+    assert (code, out) == (0, "1 matches written to m.csv\n")
+
+
+def test_images_of_one_name(folder: Path, capfd: Capture) -> None:
+    """Are called by their paths from the folder that holds both."""
+    for name in "ab":
+        (folder / name).mkdir()
+        (folder / f"{name}.png").rename(folder / name / "1.png")
+    code, *_ = run(capfd, "a/1.png", "b/1.png", "--number", "5", "--out", "m.txt")
+    assert code == 0
+    assert Path("m.txt").read_text().startswith("a/1.png b/1.png\n")

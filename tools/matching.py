@@ -1,0 +1,387 @@
+"""Matches between two photographs: what ``cortado.match`` gives and ``cortado match`` writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, cast, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from . import dense_descriptors, exports
+
+if TYPE_CHECKING:
+    import torch
+    from cortado.nets.matching import Matcher
+    from cortado.nets.neighbours import Described
+
+Array: TypeAlias = npt.NDArray[np.float64]
+Image: TypeAlias = str | Path | npt.NDArray[Any]
+"""A file, or an array [H, W] or [H, W, 3], RGB, uint8 or floats in 0..1."""
+
+METHODS = dense_descriptors.DESCRIPTORS
+DEFAULT = "daisy"
+STEP = 4.0  # pixels between the candidates of descriptors
+APART = 16.0  # pixels from the match to the runner-up of the ratio test: as UCN's hard negatives are
+FAST = "fast"
+
+
+@dataclass(frozen=True, eq=False)
+class Matches(Sequence[Array]):
+    """Matches between two images, in the order of the points of the first.
+
+    rows: float64 [K, 5], (x1, y1, x2, y2, score). Points are pixels of the images as they were given,
+    x right, y down, 0-based, pixel centres at integers: OpenCV's convention. A score is the higher the
+    better: ``1 - d^2 / 4`` of features at the distance d, which is (1 + cosine) / 2 for those of unit
+    length; or a net's confidence.
+
+    names: what the images are called, their paths or "image1" and "image2"; sizes: their (height,
+    width); measure: "distance" or "confidence"; images: the images as they were given.
+
+    ``len``, index, iteration, and ``np.asarray`` are those of the rows; a slice is :class:`Matches`.
+    """
+
+    rows: Array
+    names: tuple[str, str]
+    sizes: tuple[tuple[int, int], tuple[int, int]]
+    measure: str = "distance"
+    images: tuple[Image, Image] | None = field(default=None, repr=False)
+
+    @property
+    def points1(self) -> Array:
+        """Points of image 1, [K, 2]."""
+        return self.rows[:, :2]
+
+    @property
+    def points2(self) -> Array:
+        """Points of image 2, [K, 2]."""
+        return self.rows[:, 2:4]
+
+    @property
+    def score(self) -> Array:
+        """How sure each match is, [K]."""
+        return self.rows[:, 4]
+
+    @property
+    def measured(self) -> Array:
+        """What each match was chosen by, [K]: the distance of the features, which is the better the
+        lower, or the confidence."""
+        return 2 * np.sqrt(1 - self.score) if self.measure == "distance" else self.score
+
+    @property
+    def known(self) -> Matches:
+        """Those that were found."""
+        return self._some(np.flatnonzero(~np.isnan(self.rows).any(axis=1)))
+
+    def best(self, number: int) -> Matches:
+        """At most so many of the highest score, in the same order; of equal ones the first."""
+        found = self.known
+        return found._some(np.sort(np.argsort(-found.score, kind="stable")[:number]))
+
+    def opencv(self) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]:
+        """Key points of image 1, those of image 2 and the matches, as ``cv2.KeyPoint`` and
+        ``cv2.DMatch``, for ``cv2.drawMatches`` and the like.
+
+        Points that several matches share are one key point. A DMatch's distance is the features', or
+        the negative confidence. Raises ImportError without OpenCV.
+        """
+        return exports.opencv(self)
+
+    def save(self, path: str | Path, **options: Any) -> None:
+        """Write the matches to a file of the kind that its suffix says: see
+        :func:`cortado.tools.exports.write`."""
+        exports.write(path, self, **options)
+
+    def _some(self, rows: npt.NDArray[Any] | slice) -> Matches:
+        return replace(self, rows=self.rows[rows])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Array: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Matches: ...
+
+    def __getitem__(self, index: int | slice) -> Array | Matches:
+        return self._some(index) if isinstance(index, slice) else self.rows[index]
+
+    def __iter__(self) -> Iterator[Array]:
+        return iter(self.rows)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        return np.array(self.rows, dtype) if copy else np.asarray(self.rows, dtype)
+
+
+def match(
+    image_a: Image,
+    image_b: Image,
+    *,
+    net: str | Path | Matcher | None = None,
+    weights: str | Path | None = None,
+    feature: str | None = None,
+    method: str | None = None,
+    points: npt.ArrayLike | str | None = None,
+    number: int | None = None,
+    mutual: bool = False,
+    ratio: float | None = None,
+    apart: float = APART,
+    step: float | None = None,
+    device: str | torch.device = "cpu",
+    names: tuple[str, str] | None = None,
+    keep_lost: bool = False,
+) -> Matches:
+    """The matches of points of image A in image B.
+
+    Images are files, or arrays [H, W] or [H, W, 3], RGB, uint8 or floats in 0..1. What compares them:
+
+    net, weights: a spec with a ``match_param`` (its file, or its name if it comes with cortado) and a
+    file of weights, or a :class:`~cortado.nets.matching.Matcher`, which is worth keeping for several
+    pairs; feature: a map of the net that is matched by instead of its ``match_param``'s.
+    method: without a net, descriptors: "daisy" (the default), "sift" (upright), "sift-oriented", or
+    OpenCV's learned ones, "beblid" and "beblid-oriented".
+
+    What is matched:
+
+    points: [P, 2], (x, y) in pixels of A, or "fast" for FAST corners of A; by default a grid. Points
+    whose features are all 0, as a flat patch's are, match nothing.
+    step: the candidates in B, and the grid in A, are every so many pixels; by default 4, or a net's own
+    cells. keep_lost: a point without a match, as nets with a confidence have, is a row of nan.
+
+    Which matches are kept:
+
+    number: at most so many, those of the highest score.
+    mutual: those whose match in B has its own best match in A at most one step from the point.
+    ratio: those whose distance is less than ``ratio`` times that of the nearest candidate more than
+    ``apart`` pixels from the match (Lowe's test for dense candidates); 0.8 to 0.95 are usual.
+
+    device: where a net runs. names: what the images are called in exports; by default their paths, or
+    "image1" and "image2".
+
+    Raises ValueError for what cannot be matched, and :class:`SpecError` for a net that cannot.
+    """
+    _expect(number, ratio, apart, step)
+    finder = open_finder(net, weights, feature, method, step, device)
+    one, other = _opened(image_a, "image_a"), _opened(image_b, "image_b")
+    asked = None if points is None else _asked(points, one)
+    if finder.measure == "confidence":
+        if ratio is not None:
+            raise ValueError("a ratio test compares distances: this net has a confidence")
+        rows = _by_confidence(cast("Matcher", finder), one, other, asked, mutual)
+    else:
+        rows = _by_features(finder, one, other, asked, mutual, ratio, apart)
+    called = names or (_name(image_a, "image1"), _name(image_b, "image2"))
+    sizes = ((one.shape[0], one.shape[1]), (other.shape[0], other.shape[1]))
+    made = Matches(rows, called, sizes, finder.measure, (image_a, image_b))
+    made = made if keep_lost else made.known
+    return made if number is None else made.best(number)
+
+
+# What finds them
+
+
+class Finder(Protocol):
+    """What describes images, and gives features at their points: a Matcher, or :class:`Descriptors`."""
+
+    @property
+    def measure(self) -> str: ...
+
+    def describe(self, image: npt.NDArray[Any], /) -> Any: ...
+
+    def at(self, image: Any, points: Array, side: int = 0) -> torch.Tensor: ...
+
+    def candidates(self, image: Any, side: int = 1) -> Described: ...
+
+    def spacing(self, image: Any) -> float: ...
+
+
+@dataclass(frozen=True)
+class Descriptors:
+    """Descriptors at points of an image, as a :class:`Matcher` gives a net's features; the candidates
+    are every ``step`` pixels."""
+
+    compute: dense_descriptors.Describe
+    step: float = STEP
+    measure: ClassVar[str] = "distance"
+
+    def describe(self, image: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The image as the descriptors are given it, RGB uint8."""
+        from cortado.layers._runtime.transform import as_rgb
+
+        return as_rgb(image)
+
+    def at(self, image: npt.NDArray[Any], points: Array, side: int = 0) -> torch.Tensor:
+        """The descriptors [P, C] at points [P, 2]."""
+        import torch
+
+        return torch.from_numpy(np.asarray(self.compute(image, points), np.float32))
+
+    def candidates(self, image: npt.NDArray[Any], side: int = 1) -> Described:
+        """Every ``step`` pixels, and the descriptors there."""
+        import torch
+        from cortado.nets.neighbours import Described
+
+        x, y = np.meshgrid(*(np.arange(0, length, self.step) for length in image.shape[1::-1]))
+        points = np.stack([x.ravel(), y.ravel()], 1).astype(np.float64)
+        return Described(torch.from_numpy(points), self.at(image, points))
+
+    def spacing(self, image: npt.NDArray[Any]) -> float:
+        """Pixels between candidates."""
+        return self.step
+
+
+def open_finder(
+    net: str | Path | Matcher | None = None,
+    weights: str | Path | None = None,
+    feature: str | None = None,
+    method: str | None = None,
+    step: float | None = None,
+    device: str | torch.device = "cpu",
+) -> Finder:
+    """What :func:`match` matches by; raises ValueError for what does not go together."""
+    if net is None:
+        if (weights, feature) != (None, None):
+            raise ValueError("weights and a feature go with a net")
+        name = DEFAULT if method is None else method
+        if name not in METHODS:
+            raise ValueError(f'no method "{name}": expected one of {", ".join(METHODS)}')
+        return Descriptors(METHODS[name], STEP if step is None else step)
+    if method is not None:
+        raise ValueError("give a net or a method, not both")
+    from cortado.nets.matching import Matcher
+
+    if isinstance(net, Matcher):
+        if (weights, feature, step) != (None, None, None):
+            raise ValueError("a Matcher has its weights, feature and step: give them to it")
+        return net
+    matcher = Matcher(net, weights, device=device, feature=feature, step=step or 0)
+    if matcher.net.params and weights is None:
+        raise ValueError("name the net's weights: a new net's are random")
+    return matcher
+
+
+# Finding them
+
+
+def _by_features(
+    finder: Finder,
+    first: npt.NDArray[Any],
+    second: npt.NDArray[Any],
+    asked: Array | None,
+    mutual: bool,
+    ratio: float | None,
+    apart: float,
+) -> Array:
+    """Rows [P, 5] of the nearest neighbours that pass the tests; nan where a feature is no number."""
+    import torch
+    from cortado.nets import neighbours
+    from cortado.nets.neighbours import Described
+
+    one, other = finder.describe(first), finder.describe(second)
+    candidates = finder.candidates(other)
+    if not len(candidates.points):
+        raise ValueError("no candidate lies in image_b: it is too small for this step")
+    candidates = Described(candidates.points, _told(candidates.features))
+    own = finder.candidates(one, 0) if mutual or asked is None else None
+    if asked is None:
+        assert own is not None
+        inside = (own.points <= torch.tensor(first.shape[1::-1]).to(own.points) - 1).all(1)
+        points, query = own.points[inside], own.features[inside]
+    else:
+        points, query = torch.from_numpy(asked).to(candidates.points), finder.at(one, asked)
+    query = _told(query)
+    row, distance = neighbours.nearest(query, candidates.features)
+    kept = torch.ones_like(row, dtype=torch.bool)
+    if ratio is not None:
+        kept &= distance < ratio * neighbours.runner_up(query, candidates, row, apart)
+    if mutual and len(row):
+        assert own is not None
+        own = Described(own.points, _told(own.features))
+        kept &= neighbours.returns(points, row, candidates.features, own, finder.spacing(one))
+    score = 1 - distance.double() ** 2 / 4
+    matched = candidates.points[row]
+    matched[score.isnan()] = torch.nan
+    found = torch.cat([points, matched, score[:, None]], 1)
+    return cast(Array, found[kept].cpu().numpy())
+
+
+def _told(features: torch.Tensor) -> torch.Tensor:
+    """Features [P, C], NaN where they are all 0 and tell nothing: as near to each other as can be, and
+    at one distance from every other of unit length."""
+    return features.masked_fill(~features.any(1, keepdim=True), float("nan"))
+
+
+def _by_confidence(
+    matcher: Matcher,
+    first: npt.NDArray[Any],
+    second: npt.NDArray[Any],
+    asked: Array | None,
+    mutual: bool,
+) -> Array:
+    """Rows [P, 5] of the matches by a net's confidence, which is nan for points that no cell holds."""
+    one, other = matcher.describe(first), matcher.describe(second)
+    points = matcher.grid(first) if asked is None else asked
+    found, confidence = matcher.match(one, other, points)
+    rows = np.column_stack([points, found, confidence])
+    if mutual:
+        rows = rows[~np.isnan(rows).any(1)]
+        back, _ = matcher.match(other, one, rows[:, 2:4])
+        rows = rows[np.linalg.norm(back - rows[:, :2], axis=1) <= matcher.spacing(one)]
+    return rows
+
+
+def _opened(image: Image, name: str) -> npt.NDArray[np.uint8]:
+    """An image as RGB uint8 [H, W, 3]; raises ValueError for what is none."""
+    from cortado.layers._runtime.images import read_image
+    from cortado.layers._runtime.transform import as_rgb
+
+    if isinstance(image, (str, Path)):
+        return read_image(image)
+    try:
+        return as_rgb(np.asarray(image))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _name(image: Image, name: str) -> str:
+    return str(image) if isinstance(image, (str, Path)) else name
+
+
+def _asked(points: npt.ArrayLike | str, image: npt.NDArray[np.uint8]) -> Array:
+    """The points to be matched, float64 [P, 2]; raises ValueError for one that is not in the image."""
+    if isinstance(points, str):
+        if points != FAST:
+            raise ValueError(f'points: expected [P, 2] of them, or "{FAST}", got "{points}"')
+        return _corners(image)
+    asked = np.array(points, np.float64)
+    if asked.ndim != 2 or asked.shape[1] != 2:
+        raise ValueError(f"points: expected [P, 2] of them, got {list(asked.shape)}")
+    width, height = image.shape[1::-1]
+    outside = ~((asked >= 0) & (asked <= [width - 1, height - 1])).all(1)
+    if outside.any():
+        row = int(outside.argmax())
+        x, y = asked[row]
+        raise ValueError(f"points[{row}]: ({x:g}, {y:g}) is not in the {width} x {height} image")
+    return asked
+
+
+def _corners(image: npt.NDArray[np.uint8]) -> Array:
+    """FAST corners, float64 [P, 2], in the order of their rows."""
+    from cortado.layers._runtime.measured_pairs import fast
+
+    grey = np.rint(image @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)
+    return fast(grey)
+
+
+def _expect(number: int | None, ratio: float | None, apart: float, step: float | None) -> None:
+    if number is not None and number < 1:
+        raise ValueError(f"number: expected at least 1, got {number}")
+    if ratio is not None and not 0 < ratio <= 1:
+        raise ValueError(f"ratio: expected a number above 0 and at most 1, got {ratio}")
+    if not 0 <= apart < np.inf:
+        raise ValueError(f"apart: expected pixels, got {apart}")
+    if step is not None and not 0 < step < np.inf:
+        raise ValueError(f"step: expected pixels above 0, got {step}")
