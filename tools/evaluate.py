@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,9 +147,9 @@ def command(
     identity, points scaled to image 2; nearest, nearest neighbours in what the net's confidence is made
     of. They need no NET, but for nearest.
 
-    --camera: essential matrix by RANSAC from matches of points all over image 1 (up to 2 pixels off, as
-    candidates are), and the angles between its motion and the true one; "truth" is what the known
-    matches reach.
+    --camera: essential matrix by RANSAC from matches of 4,000 points all over image 1, or of its FAST
+    corners (up to 2 pixels off, as candidates are), and the angles between its motion and the true one;
+    "truth" is what the known matches reach.
 
     \b
     cortado evaluate hpf_resnet50 --weights resnet50.npz --data pf-willow:PF-dataset
@@ -183,7 +184,7 @@ def command(
     pairs = some if some.dense else [*some]  # annotations are small: damaged ones are found at once
     if pictures:
         _make_folder(pictures)
-    scored = run(pairs, methods, limits, describe, pictures, camera)
+    scored = run(pairs, methods, limits, describe, pictures, camera, listed.points == "fast")
     report = {
         "net": spec,
         "weights": weights,
@@ -325,8 +326,12 @@ def run(
     describe: Descriptions | None = None,
     pictures: str | None = None,
     camera: bool = False,
+    corners: bool = False,
 ) -> Scores:
-    """What each method reaches in the pairs, behind a progress bar; pictures of some by the first."""
+    """What each method reaches in the pairs, behind a progress bar; pictures of some by the first.
+
+    corners: the camera's motion is estimated from FAST corners, not from points of an even grid.
+    """
     from cortado.nets.evaluation import evaluate, spread
 
     from .evaluation_report import Scores
@@ -336,7 +341,7 @@ def run(
     drawn = spread(len(pairs), MOST_PICTURES if pictures else 0)
     bar = through(pairs, lambda pair: pair.name)
     scores = Scores(limits.alphas, limits.pixels, camera)
-    besides = _all_over if camera else None
+    besides = partial(_all_over, corners=corners) if camera else None
     for i, found in enumerate(
         evaluate(bar, methods, limits.alphas, longer_side, limits.pixels, besides)
     ):
@@ -346,16 +351,18 @@ def run(
     return scores
 
 
-def _all_over(pair: ImagePair) -> Array:
+def _all_over(pair: ImagePair, corners: bool) -> Array:
     """The points that the camera's motion is estimated from, whether or not their matches are known;
     raises ValueError for a pair whose motion is not."""
-    from cortado.layers._runtime.images import image_size
+    from cortado.layers._runtime.images import read_image
     from cortado.layers._runtime.keypoint_pairs import KeypointPair
+    from cortado.layers._runtime.measured_pairs import fast
     from cortado.nets.evaluation import even_points
 
     if not isinstance(pair, KeypointPair) or pair.motion is None:
         raise ValueError(f"{pair.name}: the camera's motion is not known")
-    return even_points(*image_size(pair.image1, f'image "{pair.image1}"'), POINTS)
+    image = read_image(pair.image1, color=False, what=f'image "{pair.image1}"')
+    return fast(image) if corners else even_points(*image.shape, POINTS)
 
 
 def draw(begin: Path, found: Found, limits: Limits, describe: Descriptions | None = None) -> None:

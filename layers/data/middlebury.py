@@ -16,9 +16,8 @@ The folder is a scene's, or one of scenes, which are read in the order of their 
 
 The option ``scale`` takes these divisors' place. The matches are those of the left pixels whose
 disparity is known and which are visible in both: by the mask where there is one, where the two
-disparities agree (:func:`~.truth.consistent`) if there are two, and else where no nearer pixel hides
-them (:func:`~.truth.visible`). With ``occluded`` all that lie inside the right image. The split is
-``test``; the class is the scene.
+disparities agree within a pixel if there are two, and else where no nearer pixel hides them. With
+``occluded`` all that lie inside the right image. The split is ``test``; the class is the scene.
 """
 
 from __future__ import annotations

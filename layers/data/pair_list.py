@@ -8,10 +8,17 @@ out, and a first line that names no image is a head::
     left/0001.png,right/0001.png,disparity/0001.png,scale=256,category=street
     a.jpg,b.jpg,a-b.flo,hidden=occluded.png,hidden=invalid.png
 
-- ``kind``: ``table``, ``flow``, ``disparity`` or ``homography``. If not given, the source's suffix says
-  it: .csv and .npy a table, .flo flow, .pfm a disparity, .txt and .xml a homography; another image is a
-  disparity where there is a ``scale``, and KITTI's flow where there is none. What each holds, the
-  functions of :mod:`~cortado.layers._runtime.truth` say: ``read_table`` and so on.
+- ``kind``: what the truth is. If not given, its suffix says it: .csv and .npy a table, .flo flow, .pfm
+  a disparity, .txt and .xml a homography; another image is a disparity where there is a ``scale``, and
+  KITTI's flow where there is none.
+
+  - ``table``: rows x1, y1, x2, y2 and, if need be, s: 1 for a match (the default), 0 for two points
+    that do not match, -1 for a row to be ignored. A text with commas, or a ``.npy`` [M, 4] or [M, 5].
+  - ``flow``: image 1's (x, y) is image 2's (x + u, y + v). Middlebury's ``.flo``, or KITTI's PNG of 16
+    bits.
+  - ``disparity``: the left image's (x, y) is the right one's (x - d, y). ``.pfm``, or PNG or PGM of d
+    times ``scale``, 0 where it is not known.
+  - ``homography``: from image 1 to image 2, a text of 3 x 3 numbers or OpenCV's XML storage.
 - ``scale``: what the numbers of a disparity in PNG or PGM are divided by (KITTI: 256).
 - ``visible``: a mask of image 1's size, of which only pixels of 255 count (Middlebury's mask0nocc).
 - ``hidden``: one of which those that are not 0 do not (Sintel's occlusions, invalid). Both may be given

@@ -2,7 +2,7 @@
 
 The match of left (x, y) is right (x - d, y); an unknown disparity is infinite. Points are (x, y) in
 pixels, 0-based, pixel centres at integers. There is no mask: the pixels that nearer ones hide are found
-from the disparity (:func:`visible`), and left out unless ``occluded`` is asked for. The split is
+from the disparity (``visible``), and left out unless ``occluded`` is asked for. The split is
 ``test``. The cameras' motion is that of the calibration in scikit-image's documentation, in mm.
 """
 

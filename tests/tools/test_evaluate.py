@@ -548,6 +548,8 @@ def test_the_cameras_motion(scenes: Path, capfd: pytest.CaptureFixture[str]) -> 
     without = reported(capfd, *args[:-1])
     assert without["records"] == report["records"]
     assert without["camera"] is None
+    corners = reported(capfd, *STEREO, "--points", "fast", *args[4:])["camera"]
+    assert corners["daisy"] != camera["daisy"]
     out = run(capfd, *args)[1]
     assert re.search(r"truth +0\.0\d\d +0\.0\d\d +0\.0\d\d +0\.0\d\d +0 *\n", out)
     (scenes / "stereo" / "barn" / "calib.txt").unlink()

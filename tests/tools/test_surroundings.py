@@ -492,7 +492,7 @@ def test_specs_that_come_with_cortado(folder: Path, capfd: pytest.CaptureFixture
     assert "ucn_demo_hn: phase TEST" in capfd.readouterr().out
     text = refused(capfd, "check", "ucn_demo_nh")
     assert 'no file "ucn_demo_nh" here, and no spec of that name' in text
-    assert 'did you mean "ucn_demo_hn"? they are: hpf_fcn_resnet101, ' in text
+    assert 'did you mean "ucn_demo_hn"? they are: googlenet, hpf_fcn_resnet101, ' in text
     (folder / "ucn_demo_hn").write_text("name: mine\n" + NET.split("\n", 2)[2])  # the user's own wins
     assert specs.find("ucn_demo_hn") == Path("ucn_demo_hn")
 
