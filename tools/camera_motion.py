@@ -8,10 +8,11 @@ pixels, 0-based. How far a motion is from the true one: :mod:`cortado.layers._ru
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
+
+from .opencv import opencv
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -57,7 +58,7 @@ def estimate(
     Where the camera only turns, the rotation is right and the translation means nothing; of points in a
     plane two motions are possible, and the wrong one may be found.
 
-    Raises ValueError for other shapes, and ImportError without OpenCV.
+    Raises ValueError for other shapes and for what is no camera, and :class:`NoOpenCV` without it.
     """
     points1, points2 = (np.asarray(points, np.float64) for points in (points1, points2))
     if points1.shape != points2.shape or points1.ndim != 2 or points1.shape[1] != 2:
@@ -66,11 +67,11 @@ def estimate(
     known = np.flatnonzero(np.isfinite(points1).all(1) & np.isfinite(points2).all(1))
     if len(known) < LEAST:
         return None
-    cameras = np.asarray(camera1, np.float64), np.asarray(camera2, np.float64)
+    cameras = _camera(camera1, "camera1"), _camera(camera2, "camera2")
     limit = threshold / float(np.mean([camera[[0, 1], [0, 1]] for camera in cameras]))
     rays1 = _rays(points1[known], cameras[0])
     rays2 = _rays(points2[known], cameras[1])
-    begun = _ransac(_opencv(), rays1, rays2, limit, samples, seed)
+    begun = _ransac(rays1, rays2, limit, samples, seed)
     if begun is None:
         return None
     rotation, translation = begun
@@ -84,13 +85,11 @@ def estimate(
     return Found(rotation, translation, inliers)
 
 
-def _opencv() -> ModuleType:
-    try:
-        import cv2
-    except ImportError:
-        text = "the camera's motion needs OpenCV: pip install cortado[opencv]"
-        raise ImportError(text) from None
-    return cv2
+def _camera(matrix: Array, name: str) -> Array:
+    camera = np.asarray(matrix, np.float64)
+    if camera.shape != (3, 3) or not np.isfinite(camera).all() or np.linalg.matrix_rank(camera) < 3:
+        raise ValueError(f"{name}: expected a camera [3, 3] with an inverse, got {camera.tolist()}")
+    return camera
 
 
 def _rays(points: Array, camera: Array) -> Array:
@@ -100,12 +99,13 @@ def _rays(points: Array, camera: Array) -> Array:
 
 
 def _ransac(
-    cv2: ModuleType, rays1: Array, rays2: Array, limit: float, samples: int, seed: int
+    rays1: Array, rays2: Array, limit: float, samples: int, seed: int
 ) -> tuple[Array, Array] | None:
     """A rotation and a translation that most rays [P, 3] agree with, or None.
 
     Of OpenCV's ways this is the most accurate one with 40% of wrong matches: USAC with MSAC's score.
     """
+    cv2 = opencv("the camera's motion")
     params = cv2.UsacParams()
     params.score, params.loMethod = cv2.SCORE_METHOD_MSAC, cv2.LOCAL_OPTIM_INNER_LO
     params.threshold, params.confidence = limit, 1.0

@@ -88,8 +88,10 @@ def explained(error: Exception) -> str:
     """What the user is told of an error that is not a mistake of ours; "" for one that is."""
     from cortado.prototxt_like.source import SpecError
 
+    from .opencv import NoOpenCV
+
     text, place, cause = str(error), _place(error), error.__cause__
-    kinds = (SpecError, LookupError, OSError, ValueError, FloatingPointError)
+    kinds = (SpecError, LookupError, OSError, ValueError, FloatingPointError, NoOpenCV)
     known = isinstance(error, kinds) and not isinstance(error, (KeyError, IndexError))
     if lines := _users_lines("called_lines", error):
         return f"error: {place}{lines}"

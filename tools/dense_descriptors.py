@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from .opencv import opencv
 
 Describe: TypeAlias = Callable[[npt.NDArray[Any], npt.NDArray[Any]], npt.NDArray[np.float32]]
 
@@ -157,12 +158,12 @@ def dense_beblid(
 
     Each bit compares the means of two boxes, chosen by learning on patches of the Statue of Liberty. A
     flat patch is described as any other. ``oriented``: the boxes are turned to the orientation that
-    SIFT of this sigma has; ``size``: pixels across the patch. Raises ImportError without OpenCV.
+    SIFT of this sigma has; ``size``: pixels across the patch. Raises :class:`NoOpenCV` without it.
     """
     places = expect_points(image, points)
     if not len(places):
         return np.zeros((0, 512), np.float32)
-    cv2 = opencv()
+    cv2 = opencv("BEBLID", extra_modules=True)
     angles = np.full(len(places), -1.0)  # OpenCV's for none; else degrees from x towards y
     if oriented:
         angles = (90 - np.degrees(orientations(as_gray(image), places, sigma))) % 360
@@ -173,18 +174,6 @@ def dense_beblid(
     rows -= 0.5  # in place: of a large image they are most of the memory
     rows *= 2 / math.sqrt(rows.shape[1])
     return rows
-
-
-def opencv() -> Any:
-    """OpenCV with its extra modules; raises ImportError that says what to install."""
-    found: Any = None
-    with suppress(ImportError):
-        import cv2
-
-        found = cv2
-    if not hasattr(found, "xfeatures2d"):
-        raise ImportError("BEBLID needs OpenCV with its extra modules: pip install cortado[opencv]")
-    return found
 
 
 def expect_points(image: npt.NDArray[Any], points: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

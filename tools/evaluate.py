@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import device_options, expect_folder, layer_ids, plugins, the_device, with_layers
+from .options import (
+    DESCRIPTORS,
+    device_options,
+    expect_folder,
+    layer_ids,
+    plugins,
+    the_device,
+    with_layers,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +36,6 @@ if TYPE_CHECKING:
 
 MOST_PICTURES = 12
 ALPHAS, PIXELS, POINTS, STEP = (0.05, 0.1, 0.15), (3.0, 5.0, 10.0), 4000, 4
-DESCRIPTORS = ("daisy", "sift", "sift-oriented", "beblid", "beblid-oriented")
 CURVES = (".svg", ".png", ".pdf")
 
 
@@ -149,7 +156,7 @@ def command(
 
     --camera: essential matrix by RANSAC from matches of 4,000 points all over image 1, or of its FAST
     corners (up to 2 pixels off, as candidates are), and the angles between its motion and the true one;
-    "truth" is what the known matches reach.
+    "truth" is what the known matches of --points reach.
 
     \b
     cortado evaluate hpf_resnet50 --weights resnet50.npz --data pf-willow:PF-dataset
@@ -160,12 +167,16 @@ def command(
     cortado evaluate --baseline daisy --baseline sift --data middlebury:MiddEval3 \\
         --data skimage:motorcycle --camera
     """
+    from cortado.layers._runtime.keypoint_pairs import OutlinePair
     from cortado.layers._runtime.measured_pairs import open_measured
     from cortado.nets.evaluation import spread
 
     from .evaluation_report import draw_pck, show, summary
+    from .opencv import opencv
 
     _expect_method(spec, baselines, weights=weights, layers=layers, feature=features or None)
+    if camera:
+        opencv("the camera's motion")
     if curve:
         expect_folder(curve, "--curve")
         if Path(curve).suffix.lower() not in CURVES:
@@ -182,6 +193,8 @@ def command(
     methods, describe = _methods(nets, baselines), next(iter(nets.values()), None)
     some = listed.some(spread(len(listed), limit))
     pairs = some if some.dense else [*some]  # annotations are small: damaged ones are found at once
+    if curve and not some.dense and isinstance(pairs[0], OutlinePair):
+        raise click.UsageError("--curve is of PCK, which outlines do not have")
     if pictures:
         _make_folder(pictures)
     scored = run(pairs, methods, limits, describe, pictures, camera, listed.points == "fast")
@@ -190,12 +203,15 @@ def command(
         "weights": weights,
         "layers": layers,
         "data": sources,
-        "split": split or "test",
+        "split": split or None,
         "length": length,
         "points": None if points == "all" else listed.points,
+        "seed": seed,
+        "limit": limit,
+        "features": features,
         **asked,
         "listed": len(listed),
-        "left_out": sum(each.left_out for each in listed.of),
+        "left_out": sum(each.left_out for each in listed.of) + scored.left_out,
         **summary(scored, describe),
     }
     if curve:
@@ -248,7 +264,10 @@ def _nets(
 
     if spec is None:
         return {}
-    matchers = {name: _matcher(spec, weights, layers, feature=name, **options) for name in features}
+    matchers = {
+        name: _matcher(spec, weights, layers, feature=name, **options)
+        for name in dict.fromkeys(features)
+    }
     if not features:
         matchers["net"] = _matcher(spec, weights, layers, **options)
     return {name: Descriptions(matcher) for name, matcher in matchers.items()}
@@ -291,22 +310,20 @@ def _by_descriptor(name: str) -> Method:
     """Nearest neighbours of descriptors among every 4th pixel; its seconds are with those of describing
     both images."""
     from cortado.layers._runtime.images import read_image
-    from cortado.nets import neighbours
     from cortado.nets.evaluation import Answer
 
-    from .matching import open_finder
+    from .matching import APART, by_features, open_finder
+    from .opencv import opencv
 
     finder = open_finder(method=name)
+    if name.startswith("beblid"):
+        opencv("BEBLID", extra_modules=True)
 
     def method(pair: ImagePair) -> Answer:
-        first, second = (
-            read_image(path, what=f'image "{path}"') for path in (pair.image1, pair.image2)
-        )
+        images = (read_image(path, what=f'image "{path}"') for path in (pair.image1, pair.image2))
         begin = time.perf_counter()
-        query = finder.at(finder.describe(first), pair.points1)
-        candidates = finder.candidates(finder.describe(second))
-        index, _ = neighbours.nearest(query, candidates.features)
-        return Answer(candidates.points[index].numpy(), time.perf_counter() - begin)
+        rows = by_features(finder, *images, pair.points1, False, None, APART)
+        return Answer(rows[:, 2:4], time.perf_counter() - begin)
 
     return method
 
@@ -339,8 +356,8 @@ def run(
 
     longer_side = describe.matcher.params.longer_side if describe else 0
     drawn = spread(len(pairs), MOST_PICTURES if pictures else 0)
-    bar = through(pairs, lambda pair: pair.name)
     scores = Scores(limits.alphas, limits.pixels, camera)
+    bar = scores.with_points(through(pairs, lambda pair: pair.name))
     besides = partial(_all_over, corners=corners) if camera else None
     for i, found in enumerate(
         evaluate(bar, methods, limits.alphas, longer_side, limits.pixels, besides)
@@ -361,8 +378,8 @@ def _all_over(pair: ImagePair, corners: bool) -> Array:
 
     if not isinstance(pair, KeypointPair) or pair.motion is None:
         raise ValueError(f"{pair.name}: the camera's motion is not known")
-    image = read_image(pair.image1, color=False, what=f'image "{pair.image1}"')
-    return fast(image) if corners else even_points(*image.shape, POINTS)
+    image = read_image(pair.image1, what=f'image "{pair.image1}"')
+    return fast(image) if corners else even_points(*image.shape[:2], POINTS)
 
 
 def draw(begin: Path, found: Found, limits: Limits, describe: Descriptions | None = None) -> None:

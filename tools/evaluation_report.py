@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
-from cortado.layers._runtime.keypoint_pairs import KeypointPair
+from cortado.layers._runtime.keypoint_pairs import ImagePair, KeypointPair
 from cortado.layers._runtime.keypoints import means, pair_pck
 from cortado.layers._runtime.motion import direction_deviation, rotation_deviation
 from cortado.nets.evaluation import Array, Found, figure_names
@@ -49,6 +49,7 @@ class Scores:
         self.identical: list[bool] = []
         self.methods: dict[str, Score] = {}
         self.truth: list[Deviation | None] = []
+        self.left_out = 0
 
     @property
     def places(self) -> list[float]:
@@ -56,10 +57,25 @@ class Scores:
         end = MOST_PIXELS if self.pixels else MOST_ALPHA
         return np.linspace(0, end, STEPS + 1).tolist()
 
+    def with_points(self, pairs: Iterable[ImagePair]) -> Iterator[ImagePair]:
+        """The pairs but for those without any point, which are counted; raises ValueError where none
+        is left."""
+        for pair in pairs:
+            if len(pair.points1):
+                yield pair
+            else:
+                self.left_out += 1
+        if not self.names:
+            raise ValueError("expected pairs with points whose match is known, found none")
+
     def add(self, found: Mapping[str, Found]) -> None:
-        """Take what each method found in one more pair."""
+        """Take what each method found in one more pair; raises ValueError for one that is measured in
+        another way than those before."""
         pair = next(iter(found.values())).pair
-        self.figures = figure_names(pair, self.alphas, self.pixels)
+        figures = figure_names(pair, self.alphas, self.pixels)
+        if self.names and figures != self.figures:
+            raise ValueError(f"{pair.name}: outlines and key points are evaluated apart")
+        self.figures = figures
         self.names.append(pair.name)
         self.categories.append(pair.category)
         self.identical.append(pair.identical)
@@ -126,6 +142,7 @@ def summary(scores: Scores, describe: Descriptions | None = None) -> dict[str, A
                 "class": category,
                 "identical": same,
                 **{method: score.figures[i].tolist() for method, score in scores.methods.items()},
+                **({"camera": _of_pair(scores, i)} if scores.camera else {}),
             }
             for i, (name, category, same) in enumerate(
                 zip(scores.names, scores.categories, scores.identical, strict=True)
@@ -174,6 +191,11 @@ def _camera(scores: Scores) -> dict[str, Any]:
     """Of each method, and of the true matches, over the pairs whose matches gave a motion."""
     of = {name: score.camera for name, score in scores.methods.items()} | {"truth": scores.truth}
     return {name: _deviations(found) for name, found in of.items()}
+
+
+def _of_pair(scores: Scores, i: int) -> dict[str, Deviation | None]:
+    of = {name: score.camera[i] for name, score in scores.methods.items()}
+    return of | {"truth": scores.truth[i]}
 
 
 def _deviations(found: Sequence[Deviation | None]) -> dict[str, Any]:
@@ -276,7 +298,7 @@ def _lines(report: Mapping[str, Any]) -> list[str]:
         f"{report['pairs']} pairs of {report['listed']}, {report['identical']} of identical images"
     ]
     if report["left_out"]:
-        lines.append(f"{report['left_out']} more pairs without key points that both images show")
+        lines.append(f"{report['left_out']} pairs left out, in which no known match is")
     for name, each in report["methods"].items():
         lost = f", {each['lost']} of {each['points']} points not found" if each["lost"] else ""
         lines.append(f"{name}: {each['seconds_per_pair']:.3f} s a pair{lost}")

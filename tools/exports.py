@@ -23,6 +23,8 @@ import numpy as np
 import numpy.typing as npt
 from cortado.prototxt_like.files import replace_file, replace_text
 
+from .opencv import opencv as load_opencv
+
 if TYPE_CHECKING:
     from .matching import Matches
 
@@ -117,13 +119,9 @@ def opencv(matches: Matches) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[An
     """Key points of image 1, those of image 2, and the matches as OpenCV has them.
 
     A key point's size is 1 pixel, its response the highest score of its matches; a match's distance is
-    the features', or the negative confidence. Raises ImportError without OpenCV.
+    the features', or the negative confidence. Raises :class:`NoOpenCV` without it.
     """
-    try:
-        import cv2
-    except ImportError:
-        raise ImportError("a KeyPoint of OpenCV needs OpenCV: pip install cortado[opencv]") from None
-
+    cv2 = load_opencv("a KeyPoint of OpenCV")
     known = matches.known
     first, at1 = _distinct(known.points1)
     second, at2 = _distinct(known.points2)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import (
+    DESCRIPTORS,
     device_options,
     expect_distinct,
     expect_folder,
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     import numpy as np
     from cortado.nets.matching import Matcher
 
-METHODS = ("daisy", "sift", "sift-oriented", "beblid", "beblid-oriented")
 FAST = "fast"
 
 
@@ -35,7 +35,7 @@ FAST = "fast"
 @click.option("--net", "spec", type=click.Path(), help="Spec with a match_param; it needs --weights.")
 @click.option("--weights", type=click.Path(exists=True, dir_okay=False))
 @click.option("--feature", metavar="BLOB", help="Of a net: another map to match by.")
-@click.option("--method", type=click.Choice(METHODS), help="Without a net. [default: daisy]")
+@click.option("--method", type=click.Choice(DESCRIPTORS), help="Without a net. [default: daisy]")
 @click.option("--points", metavar="FILE", help="CSV with columns x1,y1; fast: FAST corners.")
 @click.option("--step", type=float, help="Pixels between candidates. [default: 4; a net's cells]")
 @click.option("--mutual", is_flag=True, help="Only matches that lead back to their points.")
@@ -106,6 +106,8 @@ def command(
     first, second = open_image(image1), open_image(image2)
     asked: Any = FAST if points == FAST else None if points is None else read_points(points, first)
     net: Matcher | None = None
+    if spec and method:
+        raise click.UsageError("give a --net or a --method, not both")
     if spec is not None:
         net = _matcher(spec, weights, feature, step, layers, options)
         _expect_cells(net, image1, first)

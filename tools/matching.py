@@ -25,7 +25,6 @@ METHODS = dense_descriptors.DESCRIPTORS
 DEFAULT = "daisy"
 STEP = 4.0  # pixels between the candidates of descriptors
 APART = 16.0  # pixels from the match to the runner-up of the ratio test: as UCN's hard negatives are
-FAST = "fast"
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +171,7 @@ def match(
             raise ValueError("a ratio test compares distances: this net has a confidence")
         rows = _by_confidence(cast("Matcher", finder), one, other, asked, mutual)
     else:
-        rows = _by_features(finder, one, other, asked, mutual, ratio, apart)
+        rows = by_features(finder, one, other, asked, mutual, ratio, apart)
     called = names or (_name(image_a, "image1"), _name(image_b, "image2"))
     sizes = ((one.shape[0], one.shape[1]), (other.shape[0], other.shape[1]))
     made = Matches(rows, called, sizes, finder.measure, (image_a, image_b))
@@ -266,7 +265,7 @@ def open_finder(
 # Finding them
 
 
-def _by_features(
+def by_features(
     finder: Finder,
     first: npt.NDArray[Any],
     second: npt.NDArray[Any],
@@ -340,8 +339,13 @@ def _opened(image: Image, name: str) -> npt.NDArray[np.uint8]:
 
     if isinstance(image, (str, Path)):
         return read_image(image)
+    array = np.asarray(image)
+    if array.dtype.kind == "f" and not ((array >= 0) & (array <= 1)).all():
+        raise ValueError(f"{name}: expected floats in 0..1, or uint8")
+    if not array.size:
+        raise ValueError(f"{name}: expected an image, got {list(array.shape)}")
     try:
-        return as_rgb(np.asarray(image))
+        return as_rgb(array)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 
@@ -352,10 +356,12 @@ def _name(image: Image, name: str) -> str:
 
 def _asked(points: npt.ArrayLike | str, image: npt.NDArray[np.uint8]) -> Array:
     """The points to be matched, float64 [P, 2]; raises ValueError for one that is not in the image."""
+    from cortado.layers._runtime.measured_pairs import FAST, fast
+
     if isinstance(points, str):
         if points != FAST:
             raise ValueError(f'points: expected [P, 2] of them, or "{FAST}", got "{points}"')
-        return _corners(image)
+        return fast(image)
     asked = np.array(points, np.float64)
     if asked.ndim != 2 or asked.shape[1] != 2:
         raise ValueError(f"points: expected [P, 2] of them, got {list(asked.shape)}")
@@ -366,14 +372,6 @@ def _asked(points: npt.ArrayLike | str, image: npt.NDArray[np.uint8]) -> Array:
         x, y = asked[row]
         raise ValueError(f"points[{row}]: ({x:g}, {y:g}) is not in the {width} x {height} image")
     return asked
-
-
-def _corners(image: npt.NDArray[np.uint8]) -> Array:
-    """FAST corners, float64 [P, 2], in the order of their rows."""
-    from cortado.layers._runtime.measured_pairs import fast
-
-    grey = np.rint(image @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)
-    return fast(grey)
 
 
 def _expect(number: int | None, ratio: float | None, apart: float, step: float | None) -> None:

@@ -20,6 +20,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 TESTING = timedelta(days=1)  # how long processes wait for the first one, which tests alone
 EFFECTS = ("stop", "snapshot", "none")
+DESCRIPTORS = ("daisy", "sift", "sift-oriented", "beblid", "beblid-oriented")
 
 
 def device_options(command: F) -> F:

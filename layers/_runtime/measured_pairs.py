@@ -31,7 +31,7 @@ class MeasuredPairs(PairReader):
     ``diagonal`` for that of image 2, else T as the data set has it. Points that do not match are left
     out.
 
-    Raises ValueError where the data sets are not measured alike, and for a pair without any point.
+    A pair may be left with no point. Raises ValueError where the data sets are not measured alike.
     """
 
     def __init__(
@@ -83,8 +83,6 @@ class MeasuredPairs(PairReader):
         elif isinstance(self.points, int) and self.points < len(pair.points1):
             rng = np.random.default_rng(self.seed)
             pair = some_of(pair, np.sort(rng.choice(len(pair.points1), self.points, replace=False)))
-        if not len(pair.points1):
-            raise ValueError(f"{pair.name}: expected points whose match is known, found none")
         return pair
 
 
@@ -99,8 +97,10 @@ def open_measured(
     """The pairs of data sets by their names and folders. A ``length`` other than the image's longer
     side or its diagonal, such as bbox, is asked of their readers.
 
-    Raises ValueError as :func:`open_pairs` does.
+    Raises ValueError as :func:`open_pairs` does, and for a source that is named twice.
     """
+    if len({*sources}) < len(sources):
+        raise ValueError(f"a data set is named twice: {', '.join(sources)}")
     of_image = length if length in OF_IMAGE else ""
     if length and not of_image:
         options = {**options, "length": length}
@@ -118,7 +118,7 @@ def at_corners(pair: KeypointPair) -> KeypointPair:
     which go where that point goes."""
     from scipy.spatial import cKDTree
 
-    corners = fast(read_image(pair.image1, color=False, what=f'image "{pair.image1}"'))
+    corners = fast(read_image(pair.image1, what=f'image "{pair.image1}"'))
     if not len(corners) or not len(pair.points1):
         return some_of(pair, np.zeros(0, np.intp))
     away, nearest = cKDTree(pair.points1).query(corners)
@@ -129,12 +129,14 @@ def at_corners(pair: KeypointPair) -> KeypointPair:
 
 
 def fast(image: npt.NDArray[np.uint8]) -> Array:
-    """The FAST corners (Rosten and Drummond, 2006) of a grey image [H, W], float64 [K, 2]: 9 of the 16
-    pixels around differ by more than 20 grey levels; one corner among neighbours."""
+    """The FAST corners (Rosten and Drummond, 2006) of an RGB image [H, W, 3], float64 [K, 2]: 9 of the
+    16 pixels around differ by more than 20 grey levels (0.299 R + 0.587 G + 0.114 B, rounded); one
+    corner among neighbours."""
     from skimage.feature import corner_fast, corner_peaks
 
-    if min(image.shape) < 7:  # the circle's
+    grey = np.rint(image @ np.array([0.299, 0.587, 0.114]))
+    if min(grey.shape) < 7:  # the circle's
         return np.zeros((0, 2))
-    response = corner_fast(image.astype(np.float64), ARC, CONTRAST)
+    response = corner_fast(grey, ARC, CONTRAST)
     peaks = corner_peaks(response, min_distance=1, threshold_abs=0, exclude_border=3)
     return np.asarray(peaks[:, ::-1], np.float64).reshape(-1, 2)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import json
 import re
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -116,7 +118,7 @@ def test_the_figures_are_the_protocols(folder: Path, capfd: pytest.CaptureFixtur
         assert found["points"] == 100
         assert found["seconds_per_pair"] > 0
     assert report["methods"].keys() == {"net", "nearest", "identity"}
-    told = {"net": "small.yaml", "weights": "small.safetensors", "layers": None, "split": "test"}
+    told = {"net": "small.yaml", "weights": "small.safetensors", "layers": None, "split": None}
     told |= {
         "data": ["pf-willow:data"],
         "length": None,
@@ -247,11 +249,19 @@ def test_outlines_are_measured_as_outlines(folder: Path, capfd: pytest.CaptureFi
     assert report["figures"] == ["LT-ACC", "IoU"]
     assert report["methods"]["identity"]["mean"] == pytest.approx(wanted)
     Path("half.yaml").write_text(SMALL.replace("similarity: s", "longer_side: 60, similarity: s"))
+    refused = run(capfd, *data, "--baseline", "identity", "--curve", "pck.svg")
+    assert "--curve is of PCK, which outlines do not have" in refused[2]
+    mixed = run(capfd, *data, *DATA, "--baseline", "identity")
+    assert "outlines and key points are evaluated apart" in mixed[2]
     half = ("half.yaml", *NET[1:3], *data, "--baseline", "identity", "--pictures", "drawn")
     found = filled(np.array([[7.5, 7.5], [22.5, 7.5], [22.5, 22.5], [7.5, 22.5]]), (45, 60))
     truth = filled(np.array([[7.5, 7.5], [22.5, 7.5], [22.5, 22.5], [7.5, 30]]), (45, 60))
     wanted = [(found == truth).mean(), (found & truth).sum() / (found | truth).sum()]
     assert reported(capfd, *half)["methods"]["identity"]["mean"] == pytest.approx(wanted)
+
+
+def test_the_descriptors_are_those_there_are() -> None:
+    assert tuple(METHODS) == options.DESCRIPTORS
 
 
 MISTAKES = {
@@ -545,8 +555,10 @@ def test_the_cameras_motion(scenes: Path, capfd: pytest.CaptureFixture[str]) -> 
     assert camera["identity"]["rotation_mean"] is None  # by which nothing moves
     assert camera["identity"]["failed"] == 3
     assert reported(capfd, *args)["camera"] == camera
+    angles = [record["camera"]["daisy"][0] for record in report["records"]]
+    assert camera["daisy"]["rotation_mean"] == pytest.approx(np.mean(angles))
     without = reported(capfd, *args[:-1])
-    assert without["records"] == report["records"]
+    assert [record["daisy"] for record in without["records"]] == [r["daisy"] for r in report["records"]]
     assert without["camera"] is None
     corners = reported(capfd, *STEREO, "--points", "fast", *args[4:])["camera"]
     assert corners["daisy"] != camera["daisy"]
@@ -561,5 +573,31 @@ def test_the_cameras_motion(scenes: Path, capfd: pytest.CaptureFixture[str]) -> 
 def test_data_sets_that_are_measured_apart(scenes: Path, capfd: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capfd, *DATA, *STEREO, "--baseline", "identity")
     assert (code, "data sets measured in pixels, and others, are evaluated apart" in err) == (2, True)
-    twice = reported(capfd, *STEREO, *STEREO, "--baseline", "identity", "--points", "9")
-    assert twice["pairs"] == 6
+    both = reported(capfd, *STEREO, "--data", "skimage:motorcycle", "--baseline", "identity")
+    assert both["pairs"] == 4
+    code, _, err = run(capfd, *STEREO, *STEREO, "--baseline", "identity")
+    assert (code, "a data set is named twice: middlebury:stereo" in err) == (2, True)
+
+
+def test_pairs_without_points_are_left_out(scenes: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for name in ("im0", "im1"):
+        Image.new("RGB", (120, 80)).save(scenes / "stereo" / "barn" / f"{name}.png")
+    args = (*STEREO, "--points", "fast", "--baseline", "identity")
+    report = reported(capfd, *args)
+    assert (report["pairs"], report["left_out"]) == (2, 1)
+    assert "1 pairs left out, in which no known match is" in run(capfd, *args)[1]
+    for scene in ("attic", "cellar"):
+        shutil.copy(scenes / "stereo" / "barn" / "im0.png", scenes / "stereo" / scene)
+    code, out, err = run(capfd, *args)
+    assert (code, out) == (2, "")
+    assert "expected pairs with points whose match is known, found none" in err
+
+
+def test_without_opencv(
+    scenes: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    for options in (("daisy", "--camera"), ("beblid",)):
+        code, out, err = run(capfd, *STEREO, "--baseline", *options)
+        assert (code, out) == (2, "")
+        assert re.search(r"^error: .* needs OpenCV.*: pip install cortado\[opencv\]$", err, re.M)

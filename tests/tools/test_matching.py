@@ -317,11 +317,12 @@ def test_a_matcher_is_as_it_was_made(photographs: tuple[np.ndarray, np.ndarray])
 
 
 def test_the_tables_name_the_same() -> None:
-    from cortado.tools import match
+    from cortado.layers._runtime.measured_pairs import FAST
+    from cortado.tools import match, options
 
-    assert tuple(name for name in METHODS if name != "patches") == match.METHODS
+    assert tuple(name for name in METHODS if name != "patches") == options.DESCRIPTORS
     assert matching.DEFAULT in METHODS
-    assert matching.FAST == match.FAST
+    assert match.FAST == FAST
 
 
 def test_descriptors_are_given_a_matchers_way(photographs: tuple[np.ndarray, np.ndarray]) -> None:
