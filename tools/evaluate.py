@@ -320,9 +320,9 @@ def _by_descriptor(name: str) -> Method:
         opencv("BEBLID", extra_modules=True)
 
     def method(pair: ImagePair) -> Answer:
-        images = (read_image(path, what=f'image "{path}"') for path in (pair.image1, pair.image2))
+        one, other = (read_image(path, what=f'image "{path}"') for path in (pair.image1, pair.image2))
         begin = time.perf_counter()
-        rows = by_features(finder, *images, pair.points1, False, None, APART)
+        rows = by_features(finder, one, other, pair.points1, False, None, APART)
         return Answer(rows[:, 2:4], time.perf_counter() - begin)
 
     return method
@@ -379,7 +379,7 @@ def _all_over(pair: ImagePair, corners: bool) -> Array:
     if not isinstance(pair, KeypointPair) or pair.motion is None:
         raise ValueError(f"{pair.name}: the camera's motion is not known")
     image = read_image(pair.image1, what=f'image "{pair.image1}"')
-    return fast(image) if corners else even_points(*image.shape[:2], POINTS)
+    return fast(image) if corners else even_points(image.shape[0], image.shape[1], POINTS)
 
 
 def draw(begin: Path, found: Found, limits: Limits, describe: Descriptions | None = None) -> None:

@@ -260,10 +260,6 @@ def test_outlines_are_measured_as_outlines(folder: Path, capfd: pytest.CaptureFi
     assert reported(capfd, *half)["methods"]["identity"]["mean"] == pytest.approx(wanted)
 
 
-def test_the_descriptors_are_those_there_are() -> None:
-    assert tuple(METHODS) == options.DESCRIPTORS
-
-
 MISTAKES = {
     (*DATA,): "name a NET, or --baseline of those that need none: all but nearest",
     (
