@@ -19,7 +19,7 @@ from typing import Any
 
 import command_page
 import layer_pages
-from cortado.layers._runtime.keypoint_pairs import readers
+from cortado.layers._runtime.keypoint_pairs import readers, sources
 from cortado.layers._runtime.registry import Entry
 from cortado.tools.gradcheck import check_layer
 from rst import Table, heading, table, tables
@@ -28,7 +28,8 @@ DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 DATA_SETS = """\
 Data sets of corresponding points, by the names that the layers CorrespondenceFiles and KeypointPairs
-and the commands take, each in the layout that its authors publish.
+and the commands take, each in the layout that its authors publish. In Python,
+``cortado.open_pairs("middlebury:DIR")`` is the sequence of their pairs, each read when it is asked for.
 """
 CHECKER = ["tools/gradcheck.py", "tools/differences.py", "tools/subjects.py"]
 
@@ -62,8 +63,9 @@ def data_sets() -> str:
     """What the readers of the data sets read: their files' docstrings."""
     parts = [heading("Data sets", "="), DATA_SETS]
     of: dict[ModuleType, list[str]] = {}
+    asked = sources()
     for name, opened in readers().items():
-        of.setdefault(sys.modules[opened.__module__], []).append(f"{name}:DIR")
+        of.setdefault(sys.modules[opened.__module__], []).append(asked[name])
     for module, names in of.items():
         parts += [heading(", ".join(names)), inspect.getdoc(module) or "", ""]
     return "\n".join(parts)

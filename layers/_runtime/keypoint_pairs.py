@@ -107,16 +107,18 @@ class PairReader(ABC):
 
 R = TypeVar("R", bound=Callable[..., PairReader])
 _readers: dict[str, Callable[..., PairReader]] = {}
+_sources: dict[str, str] = {}
 
 
-def reader(name: str) -> Callable[[R], R]:
+def reader(name: str, of: str = "DIR") -> Callable[[R], R]:
     """Make a reader, which is opened by (folder, split, options), known to :func:`open_pairs`.
 
-    Options are text where they come from a command or a spec: :func:`as_flag` and the like read them.
+    of: what stands behind the colon where it is asked for, a folder (DIR), a FILE, or a word. Options
+    are text where they come from a command or a spec: :func:`as_flag` and the like read them.
     """
 
     def decorate(cls: R) -> R:
-        _readers[name] = cls
+        _readers[name], _sources[name] = cls, f"{name}:{of}"
         return cls
 
     return decorate
@@ -128,6 +130,11 @@ def readers() -> dict[str, Callable[..., PairReader]]:
     return dict(sorted(_readers.items()))
 
 
+def sources() -> dict[str, str]:
+    """How every data set is asked for, such as ``pf-pascal:DIR``, by its name, sorted."""
+    return {name: _sources.get(name, f"{name}:DIR") for name in readers()}
+
+
 def open_pairs(source: str, split: str = "", **options: object) -> PairReader:
     """The pairs of a data set in a folder, ``pf-pascal:DIR``; options are those of its reader.
 
@@ -136,9 +143,12 @@ def open_pairs(source: str, split: str = "", **options: object) -> PairReader:
     """
     known = readers()
     name, _, folder = source.partition(":")
-    if name not in known or not folder:
-        names = ", ".join(f"{name}:DIR" for name in known)
+    if name not in known:
+        names = ", ".join(sources().values())
         raise ValueError(f'unknown data set "{source}": expected one of {names}')
+    if not folder:
+        expected = "expected a folder (or list file) after the colon"
+        raise ValueError(f"{name}: {expected}, {sources()[name]}")
     takes = [*inspect.signature(known[name]).parameters][2:]
     for option in options:
         if option not in takes:
@@ -166,16 +176,31 @@ class Row(NamedTuple):
     cells: list[str]
 
 
-def read_rows(path: Path, least: int, columns: str) -> list[Row]:
-    """The rows of a csv file, without empty lines and the head (a first row that names no image).
+def read_rows(
+    path: Path,
+    least: int,
+    columns: str,
+    files: int = 1,
+    suffixes: Iterable[str] = SUFFIXES,
+    comment: str | None = None,
+) -> list[Row]:
+    """The rows of a csv file, their cells without spaces around them.
 
-    Raises ValueError for one of fewer columns than ``least``, which are those that ``columns`` names.
+    Left out are empty lines, those that begin with ``comment``, and the head: a first row that has none
+    of the suffixes in its first ``files`` columns. Raises ValueError for a row of fewer columns than
+    ``least``, which are those that ``columns`` names.
     """
     rows: list[Row] = []
+    known, first = {*suffixes}, True
     lines = csv.reader(io.StringIO(read_text(path, "the list of pairs"), newline=""))
     try:
-        for number, cells in enumerate(filter(any, lines)):
-            if number == 0 and Path(cells[0]).suffix.lower() not in SUFFIXES:
+        for line in lines:
+            cells = [cell.strip() for cell in line]
+            if not any(cells) or (comment and cells[0].startswith(comment)):
+                continue
+            head = first and not known & {Path(cell).suffix.lower() for cell in cells[:files]}
+            first = False
+            if head:
                 continue
             place = f"{path}:{lines.line_num}"
             if any("\0" in cell for cell in cells):
@@ -188,9 +213,8 @@ def read_rows(path: Path, least: int, columns: str) -> list[Row]:
     return rows
 
 
-def _number(text: str) -> float | None:
-    """The finite number that a cell holds, or the first of those set apart by semicolons."""
-    text = text.partition(";")[0]
+def finite_number(text: str) -> float | None:
+    """The finite number that a cell holds; None for anything else."""
     try:
         value = float(text) if text.isascii() and "_" not in text else math.nan
     except ValueError:
@@ -203,7 +227,7 @@ def numbers(row: Row, columns: range) -> Array:
     found = []
     for column in columns:
         for text in row.cells[column].rstrip("; ").split(";"):
-            if (value := _number(text)) is None:
+            if (value := finite_number(text)) is None:
                 raise ValueError(f'{row.place}: column {column + 1}: expected a number, found "{text}"')
             found.append(value)
     return np.array(found)
@@ -261,10 +285,11 @@ def longer_span(low: Array, high: Array, what: str) -> float:
     return length
 
 
-def some(rows: Rows, listed: Path) -> Rows:
-    """The rows of a list; raises ValueError where there are none."""
+def some(rows: Rows, listed: Path, holds: str = "pairs of images") -> Rows:
+    """The rows of a list or folder; raises ValueError where there are none, saying what it should
+    hold."""
     if not rows:
-        raise ValueError(f"{listed}: expected pairs of images, found none")
+        raise ValueError(f"{listed}: expected {holds}, found none")
     return rows
 
 
@@ -298,12 +323,12 @@ def as_count(value: object, name: str) -> int:
 
 def as_others(value: object, last: int) -> tuple[int, ...]:
     """The option ``to`` of sequences whose pairs are image 1 and image n: which n of 2 to ``last``,
-    such as ``2,3``; raises ValueError for anything else."""
-    texts = str(value).split(",")
-    known = [str(n) for n in range(2, last + 1)]
-    if not {*texts} <= {*known}:
+    such as ``2,3``, or a sequence of numbers; raises ValueError for anything else."""
+    parts = value if isinstance(value, (list, tuple)) else str(value).split(",")
+    texts = {str(part).strip() for part in parts}
+    if not texts or not texts <= {str(n) for n in range(2, last + 1)}:
         raise ValueError(f'to: expected numbers of images such as 2,3, up to {last}, got "{value}"')
-    return tuple(sorted(int(text) for text in {*texts}))
+    return tuple(sorted(map(int, texts)))
 
 
 def expect_split(split: str, splits: tuple[str, ...]) -> str:
@@ -315,13 +340,13 @@ def expect_split(split: str, splits: tuple[str, ...]) -> str:
 
 def expect_folder(path: str | Path, holds: str) -> Path:
     """The folder; raises ValueError where there is none, saying what it should hold."""
-    if not Path(path).is_dir():
+    if not os.path.isdir(path):  # False for a name that is too long, of which Path raises OSError
         raise ValueError(f'no folder "{path}": expected {holds}')
     return Path(path)
 
 
 def expect_image(path: Path, place: str) -> Path:
     """The file; raises ValueError where it is missing, naming the place that calls for it."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # as above
         raise ValueError(f'{place}: no image "{path}"')
     return path

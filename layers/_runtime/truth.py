@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import math
 import os
-import re
 import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,14 +17,13 @@ from itertools import chain
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any, BinaryIO
-from xml.etree import ElementTree
 
 import numpy as np
 import numpy.typing as npt
 
-from .files import open_file
+from .files import open_file, read_xml
 from .images import SUFFIXES, image_size, read_16_bits, read_samples
-from .keypoint_pairs import KeypointPair
+from .keypoint_pairs import KeypointPair, finite_number
 from .motion import Motion
 
 Array = npt.NDArray[np.float64]
@@ -39,6 +37,7 @@ SIGNS = (1, 0, -1)
 FLO = b"PIEH"  # the float 202021.25
 MOST_KNOWN = 1e9  # a displacement of more pixels says in a .flo that it is not known
 MOST_TEXT = 1 << 20  # bytes of a homography's file
+BAND = 1 << 20  # pixels that a homography takes at a time
 NO_HEADER = (ValueError, SyntaxError, TypeError, LookupError, RecursionError, TokenError)  # of NumPy
 _NPY = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
@@ -47,8 +46,8 @@ def read_table(path: str | Path) -> Array:
     """Matches as they are listed: float64 [M, 5], rows (x1, y1, x2, y2, s).
 
     A ``.npy`` of real numbers [M, 4] or [M, 5], or a text with a row a line, its cells set apart by
-    commas; a first line without any number is its head. s is 1 for a match (also where there is no such
-    column), 0 for two points that do not match, -1 for a row to be ignored.
+    commas; a first line of 4 or 5 cells without any number is its head. s is 1 for a match (also where
+    there is no such column), 0 for two points that do not match, -1 for a row to be ignored.
 
     Raises ValueError for a table that is damaged or empty, for numbers that are not finite, and for
     another s.
@@ -71,15 +70,18 @@ def read_flow(path: str | Path, size: Size | None = None) -> Map:
 def read_disparity(path: str | Path, scale: float | None = None, size: Size | None = None) -> Map:
     """Disparity, float32 [H, W]: the left image's (x, y) is the right one's (x - d, y); NaN: not known.
 
-    ``.pfm`` of one channel holds d itself, infinite or NaN where it is not known. PNG or PGM of one
-    channel, 8 or 16 bits, holds d times ``scale``, and 0 where it is not known. Raises ValueError for
-    anything else, for a scale that is missing or not wanted, and where the size is not this one.
+    ``.pfm`` of one channel holds d itself, infinite or NaN where it is not known; 0 is known there, a
+    point at infinity. PNG or PGM of one channel, 8 or 16 bits, holds d times ``scale``, and 0 where it
+    is not known. Raises ValueError for anything else, a TIFF of floats too, for a scale that is missing
+    or not wanted, and where the size is not this one.
     """
     samples = read_samples(path)
     if samples.ndim != 2:
         raise ValueError(f"{path}: expected a disparity of 1 channel, found {samples.shape[2]}")
     _expect_size(path, samples.shape, size)
     real = samples.dtype.kind == "f"
+    if real and Path(path).suffix.lower() != ".pfm":  # what TIFFs hold where it is unknown, none says
+        raise ValueError(f"{path}: expected a disparity as .pfm, PNG or PGM, found floats")
     if real and scale is not None:
         raise ValueError(f"{path}: expected no scale, its numbers are pixels")
     if not real and scale is None:
@@ -95,7 +97,7 @@ def read_disparity(path: str | Path, scale: float | None = None, size: Size | No
 def as_scale(value: object) -> float:
     """The option ``scale`` of a command, a list or a spec; raises ValueError for what is no number
     above 0."""
-    scale = _number(str(value))
+    scale = finite_number(str(value))
     if scale is None or scale <= 0:
         raise ValueError(f'scale: expected a number above 0, got "{value}"')
     return scale
@@ -154,10 +156,24 @@ def of_homography(homography: Array, size1: Size, size2: Size, keep: Mask | None
     What it takes to infinity or from behind the camera is left out: where its denominator has not the
     sign that it has at image 1's centre. keep: bool [H, W], the pixels that count.
     """
-    points1, _, _ = _pixels(np.ones(size1, bool), keep)
     height, width = size1
+    rows = max(1, BAND // width)  # what does not land inside is dropped before the next band is made
+    tops = range(0, height, rows)
+    bands = [_of_band(homography, top, min(top + rows, height), size1, size2, keep) for top in tops]
+    starts, ends = zip(*bands, strict=True)
+    return np.concatenate(starts), np.concatenate(ends)
+
+
+def _of_band(
+    homography: Array, top: int, bottom: int, size1: Size, size2: Size, keep: Mask | None
+) -> Matches:
+    """The matches of the rows from top to bottom of image 1, see :func:`of_homography`."""
+    height, width = size1
+    known = np.ones((bottom - top, width), bool)
+    points1, _, _ = _pixels(known, None if keep is None else keep[top:bottom])
+    points1[:, 1] += top
     centre = homography[2] @ [(width - 1) / 2, (height - 1) / 2, 1]
-    x, y, w = (row[:2] @ points1.T + row[2] for row in homography)
+    x, y, w = (row[0] * points1[:, 0] + row[1] * points1[:, 1] + row[2] for row in homography)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         points2 = np.stack([x, y], 1)
         points2 /= w[:, None]
@@ -202,7 +218,8 @@ def consistent(disparity1: Map, disparity2: Map, tolerance: float = 1.0) -> Mask
 
 def by_stem(folder: Path, stem: str, suffixes: Iterable[str] = SUFFIXES) -> Path | None:
     """The file of this name and one of the suffixes, the first that is there; None if there is none."""
-    return next((path for end in suffixes if (path := folder / f"{stem}{end}").is_file()), None)
+    paths = (folder / f"{stem}{end}" for end in suffixes)
+    return next((path for path in paths if os.path.isfile(path)), None)
 
 
 def image_by_stem(folder: Path, stem: str) -> Path:
@@ -227,7 +244,8 @@ def dense_pair(
     of truth, where there is none."""
     points1, points2 = matches
     if not len(points1):
-        raise ValueError(f"{source}: expected matches inside both images, found none")
+        why = "masks, or a truth of other images?"
+        raise ValueError(f"{source}: expected matches inside both images, found none ({why})")
     return KeypointPair(
         image1, image2, points1, category, name, points2, length=1.0, signs=signs, motion=motion
     )
@@ -265,21 +283,14 @@ def _expect_size(path: str | Path, found: tuple[int, ...], size: Size | None) ->
         raise ValueError(f"{path}: {wanted}, found {found[1]} x {found[0]}")
 
 
-def _number(text: str) -> float | None:
-    """The finite number that a cell holds; None for anything else."""
-    try:
-        value = float(text) if text.isascii() and "_" not in text else math.nan
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
 def _lines(text: Iterable[str]) -> Iterator[tuple[int, str]]:
     """The lines of a table by their numbers, without empty ones and the head."""
     lines = ((number, line) for number, line in enumerate(text, 1) if not line.isspace())
-    number, first = next(lines, (0, ""))
-    if any(_number(cell) is not None for cell in first.split(",")):
-        yield number, first
+    for number, line in lines:
+        cells = line.split(",")
+        if len(cells) not in (4, 5) or any(finite_number(cell) is not None for cell in cells):
+            yield number, line
+        break
     yield from lines
 
 
@@ -308,7 +319,7 @@ def _faults(path: Path, text: Iterable[str]) -> Iterator[str]:
         if len(cells) != width:
             yield f"{place}: expected {width} columns of {COLUMNS}, found {len(cells)}"
         for column, cell in enumerate(cells, 1):
-            value = _number(cell)
+            value = finite_number(cell)
             if value is None:
                 yield f'{place}: column {column}: expected a finite number, found "{cell}"'
             elif column == 5 and value not in SIGNS:
@@ -395,7 +406,7 @@ def _rows(path: str | Path, text: str) -> list[list[float]]:
     rows: list[list[float]] = []
     for number, line in enumerate(text.splitlines(), 1):
         cells = line.split()
-        found = [value for cell in cells if (value := _number(cell)) is not None]
+        found = [value for cell in cells if (value := finite_number(cell)) is not None]
         if cells and (len(cells) != 3 or len(found) != 3 or len(rows) == 3):
             expected = "expected 3 lines of 3 finite numbers"
             raise ValueError(f'{path}:{number}: {expected}, found "{line.strip()[:80]}"')
@@ -407,19 +418,14 @@ def _rows(path: str | Path, text: str) -> list[list[float]]:
 
 def _storage(path: str | Path, text: str) -> list[float]:
     """The numbers of the first matrix of 3 x 3 in OpenCV's XML storage."""
-    if re.search(r"<!(DOCTYPE|ENTITY)|\0", text):  # OpenCV writes none; it may grow, and UTF-16 hide it
-        raise ValueError(f"{path}: expected OpenCV's XML storage, found a document type, or UTF-16")
-    try:
-        root = ElementTree.fromstring(text)
-    except (ElementTree.ParseError, LookupError, ValueError) as error:
-        raise ValueError(f"{path}: expected OpenCV's XML storage: {error}") from None
+    root = read_xml(text, path, "OpenCV's XML storage")
     if root.tag != "opencv_storage":
         raise ValueError(f"{path}: expected OpenCV's XML storage, found <{root.tag}>")
     for node in root.iter():
         kind, *size = (node.findtext(key, "").strip() for key in ("dt", "rows", "cols"))
         if node.get("type_id") == "opencv-matrix" and kind in ("d", "f") and size == ["3", "3"]:
             cells = node.findtext("data", "").split()
-            found = [value for cell in cells if (value := _number(cell)) is not None]
+            found = [value for cell in cells if (value := finite_number(cell)) is not None]
             if len(cells) != 9 or len(found) != 9:
                 there = f"found {len(found)} among {len(cells)}"
                 raise ValueError(f"{path}: <{node.tag}>: expected 9 finite numbers, {there}")

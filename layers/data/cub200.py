@@ -6,7 +6,8 @@ Read from the authors' folder: ``images.txt``, ``image_class_labels.txt``, ``cla
 ``length=bbox``, ``bounding_boxes.txt`` (image, x, y, width, height).
 
 The pairs are those of a list, ``pairs=FILE``, a path, absolute or from the folder, whatever split its
-images are of: each line names two images by their numbers or names, set apart by a comma or spaces.
+images are of: each line names two images by their numbers or names, set apart by a comma or spaces;
+lines that begin with ``#`` are left out.
 Without one, they are each image of the split (``test``, ``trn``) and the next of its class, in the
 order of their numbers; a class's last image begins none.
 
@@ -138,7 +139,7 @@ class CUB200(PairReader):
         rows = []
         for at, line in enumerate(read_text(listed, "the list of pairs").splitlines(), 1):
             place, names = f"{listed}:{at}", line.replace(",", " ").split()
-            if not names:
+            if not names or names[0].startswith("#"):
                 continue
             if len(names) != 2:
                 raise ValueError(f'{place}: expected two images, found "{line}"')

@@ -39,7 +39,8 @@ class HPatches(PairReader):
         expect_split(split, ("test",))
         root, numbers = expect_folder(folder, HOLDS), as_others(to, IMAGES)
         found = sorted(root.glob("[iv]_*/H_1_[2-6]"))
-        self.rows = some([path for path in found if int(path.name[-1]) in numbers], root)
+        chosen = [path for path in some(found, root, HOLDS) if int(path.name[-1]) in numbers]
+        self.rows = some(chosen, root, f"homographies to image {' or '.join(map(str, numbers))}")
 
     def read(self, row: Path) -> KeypointPair:
         sequence, number = row.parent, row.name.removeprefix("H_1_")

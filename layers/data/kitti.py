@@ -82,7 +82,7 @@ class _Kitti(PairReader):
         kinds = self.year.images
         self.left, self.right = next((k for k in kinds if (self.folder / k[0]).is_dir()), kinds[0])
         truth = self.folder / self.truth("occ" if as_flag(occluded, "occluded") else "noc")
-        self.rows = some(sorted(truth.glob(f"*{FIRST}")), truth)
+        self.rows = some(sorted(truth.glob(f"*{FIRST}")), truth, f"000000{FIRST} and such")
 
     @abstractmethod
     def truth(self, which: str) -> str:

@@ -44,7 +44,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .._runtime.files import open_file, read_text
+from .._runtime.files import open_file, read_text, read_xml
 from .._runtime.images import image_size
 from .._runtime.keypoint_pairs import (
     Array,
@@ -145,6 +145,7 @@ class KittiRaw(PairReader):
                 for number in _scanned(drive, self.step)
             ],
             self.folder,
+            f"drives with two scans {self.step} apart",
         )
 
     def read(self, row: Frames) -> KeypointPair:
@@ -365,10 +366,7 @@ def _confirmed(pixels: Array, depth: Array, scan: Array, camera: Array, size: Si
 
 def read_tracklets(path: Path, frames: tuple[int, int]) -> list[Tracklet]:
     """The objects of a drive that have a place in the first of two frames."""
-    try:
-        root = ElementTree.fromstring(read_text(path, "the tracklets"))
-    except ElementTree.ParseError as error:
-        raise ValueError(f"{path}: expected XML: {error}") from None
+    root = read_xml(read_text(path, "the tracklets"), path)
     listed = root.find("tracklets")
     if listed is None:
         raise ValueError(f"{path}: expected <tracklets> in <boost_serialization>, found <{root.tag}>")

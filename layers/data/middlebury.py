@@ -5,7 +5,9 @@ The folder is a scene's, or one of scenes, which are read in the order of their 
 
 - 2014, 2021 and version 3: ``im0``, ``im1``, ``disp0GT.pfm`` or ``disp0.pfm``, perhaps ``disp1GT.pfm``
   or ``disp1.pfm``, ``mask0nocc`` (255: visible in both) and ``calib.txt``, from which the cameras'
-  motion comes, in mm.
+  motion comes, in mm. Of 2014's scenes those of ``-perfect``: where ``disp0y.pfm`` lies beside them,
+  as in ``-imperfect``, matches differ in y too, and the scene is refused. Version 3's may do so by a
+  pixel or so (``dymax`` in ``calib.txt``), which is not modelled.
 - 2005 and 2006: ``view1``, ``view5``, ``disp1``, ``disp5``, whose values are pixels of the full size:
   divided by 1, 2 or 3 at a height of 1110, 555 or 370 pixels.
 - 2003: ``im2``, ``im6``, ``disp2``, ``disp6``, divided by 4, 2 or 1 at a width of 450, 900 or 1800.
@@ -14,14 +16,15 @@ The folder is a scene's, or one of scenes, which are read in the order of their 
   divided by 16 (of the five images of a row, col4 is the next to the right of the reference; its
   disparities are at most 15).
 
-The option ``scale`` takes these divisors' place. The matches are those of the left pixels whose
-disparity is known and which are visible in both: by the mask where there is one, where the two
-disparities agree within a pixel if there are two, and else where no nearer pixel hides them. With
+The option ``scale`` takes these divisors' place; a .pfm has none. The matches are those of the left
+pixels whose disparity is known and which are visible in both: by the mask where there is one, where the
+two disparities agree within a pixel if there are two, and else where no nearer pixel hides them. With
 ``occluded`` all that lie inside the right image. The split is ``test``; the class is the scene.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -65,6 +68,7 @@ LAYOUTS = (
     ("scene1.row3.col3", "scene1.row3.col4", "truedisp.row3.col3", "truedisp.row3.col4"),
 )
 VISIBLE = 255  # of mask0nocc
+VERTICAL = "disp0y.pfm"  # of scenes whose name ends in -imperfect
 
 
 class Scene(NamedTuple):
@@ -96,7 +100,7 @@ class Middlebury(PairReader):
         root = expect_folder(folder, HOLDS)
         below = sorted(path for path in root.iterdir() if path.is_dir())
         found = [scene for each in below if (scene := _scene(each))]
-        self.rows = [scene] if (scene := _scene(root)) else some(found, root)
+        self.rows = [scene] if (scene := _scene(root)) else some(found, root, HOLDS)
 
     def read(self, row: Scene) -> KeypointPair:
         size1, size2 = image_size(row.left), image_size(row.right)
@@ -105,7 +109,7 @@ class Middlebury(PairReader):
         matches = of_disparity(disparity, size2, keep)
         calibration = row.folder / "calib.txt"
         motion = _motion(calibration, size1) if calibration.exists() else None
-        name = row.folder.resolve().name
+        name = os.path.basename(os.path.abspath(row.folder))  # its own, not that of a link's target
         return dense_pair(row.left, row.right, matches, row.disparity1, name, name, motion)
 
     def _visible(self, row: Scene, disparity: Map, size1: Size, size2: Size) -> Mask:
@@ -116,8 +120,8 @@ class Middlebury(PairReader):
         return visible(disparity)
 
     def _disparity(self, row: Scene, path: Path, size: Size) -> Map:
-        if path.suffix == ".pfm":
-            return read_disparity(path, size=size)
+        if path.suffix.lower() == ".pfm":
+            return read_disparity(path, self.scale, size)
         scale = self.scale or _scale(row.disparity1.stem, size)
         if scale is None:
             found = f"{size[1]} x {size[0]} pixels"
@@ -126,11 +130,14 @@ class Middlebury(PairReader):
 
 
 def _scene(folder: Path) -> Scene | None:
-    """The pair that lies in a folder; None if none does."""
+    """The pair that lies in a folder; None if none does. Raises ValueError for an imperfect one."""
     for left, right, disparity1, disparity2 in LAYOUTS:
         images = by_stem(folder, left, IMAGES), by_stem(folder, right, IMAGES)
         truth, other = (by_stem(folder, stem, DISPARITIES) for stem in (disparity1, disparity2))
         if images[0] and images[1] and truth:
+            if disparity1 == "disp0" and os.path.lexists(folder / VERTICAL):
+                found = f"found {VERTICAL}: its matches differ in y too; take the folder -perfect"
+                raise ValueError(f"{folder}: expected a rectified scene, {found}")
             return Scene(folder, images[0], images[1], truth, other)
     return None
 

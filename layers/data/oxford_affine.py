@@ -11,6 +11,7 @@ image 1 that it takes into image n. The option ``to``, such as ``2,3``, takes on
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,11 +49,12 @@ class OxfordAffine(PairReader):
         root, numbers = expect_folder(folder, HOLDS), as_others(to, IMAGES)
         below = sorted(path for path in root.iterdir() if path.is_dir())
         found = _rows(root) or [row for each in below for row in _rows(each)]
-        self.rows = some([row for row in found if row.number in numbers], root)
+        chosen = [row for row in some(found, root, HOLDS) if row.number in numbers]
+        self.rows = some(chosen, root, f"homographies to image {' or '.join(map(str, numbers))}")
 
     def read(self, row: Row) -> KeypointPair:
         image1, image2 = (image_by_stem(row.folder, f"img{number}") for number in (1, row.number))
-        name = row.folder.resolve().name
+        name = os.path.basename(os.path.abspath(row.folder))  # its own, not that of a link's target
         return homography_pair(image1, image2, row.homography, name, f"{name}/1-{row.number}")
 
 

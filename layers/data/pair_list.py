@@ -2,7 +2,7 @@
 
 A line is a pair: image 1, image 2 and the source of truth, set apart by commas, and any of the options
 below. Paths are relative to the list's folder. Empty lines and those that begin with ``#`` are left
-out, and a first line that names no image is a head::
+out, and so is the first of the others where it is a head, whose columns name no files::
 
     image1,image2,truth
     left/0001.png,right/0001.png,disparity/0001.png,scale=256,category=street
@@ -40,7 +40,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._runtime.images import image_size
+from .._runtime.images import SUFFIXES, image_size
 from .._runtime.keypoint_pairs import (
     Array,
     KeypointPair,
@@ -74,6 +74,7 @@ from .._runtime.truth import (
 TABLE, FLOW, DISPARITY, HOMOGRAPHY = KINDS = ("table", "flow", "disparity", "homography")
 BY_SUFFIX = {".csv": TABLE, ".npy": TABLE, ".flo": FLOW, ".pfm": DISPARITY}
 BY_SUFFIX |= {".txt": HOMOGRAPHY, ".xml": HOMOGRAPHY, ".pgm": DISPARITY}
+COLUMNS = "image1,image2,truth"
 MASKS = ("visible", "hidden")
 OF_DISPARITY = ("scale", "disparity2")
 OPTIONS = ("kind", *OF_DISPARITY, *MASKS, "name", "category")
@@ -93,7 +94,7 @@ class Listed(NamedTuple):
         return self.options.get(key, [default])[0]
 
 
-@reader("list")
+@reader("list", of="FILE")
 class PairList(PairReader):
     """The pairs of a list, :class:`KeypointPair` each; see the module."""
 
@@ -102,15 +103,14 @@ class PairList(PairReader):
     def __init__(self, folder: str | Path, split: str = "test") -> None:
         expect_split(split, ("test",))
         self.path = Path(folder)
-        rows = read_rows(self.path, 1, "image1,image2,truth")
-        self.rows = [self._listed(row) for row in rows if not row.cells[0].lstrip().startswith("#")]
-        some(self.rows, self.path)
+        rows = read_rows(self.path, 1, COLUMNS, 3, (*SUFFIXES, *BY_SUFFIX), comment="#")
+        self.rows = some([self._listed(row) for row in rows], self.path)
 
     def _listed(self, row: Row) -> Listed:
-        cells = [cell.strip() for cell in row.cells]
+        cells = row.cells
         if not all(cells[:3]) or len(cells) < 3:
-            expected = "expected the columns image1,image2,truth"
-            raise ValueError(f'{row.place}: {expected}, found "{",".join(cells[:3])}"')
+            found = ",".join(cells[:3])
+            raise ValueError(f'{row.place}: expected the columns {COLUMNS}, found "{found}"')
         image1, image2, truth = (self.path.parent / cell for cell in cells[:3])
         options = _options(row.place, cells[3:])
         suffix = BY_SUFFIX.get(truth.suffix.lower(), DISPARITY if "scale" in options else FLOW)

@@ -10,7 +10,8 @@ Read from a folder with the annotations (``voc2011_keypoints_Feb2012``) and VOC 
   ``TrainVal/VOCdevkit/VOC2011``.
 - The list of pairs, ``pairs=FILE``, which is not published with them: a path, absolute or from the
   folder. Each line names two objects of a class, set apart by a comma or spaces:
-  ``aeroplane/2007_000032_1 aeroplane/2007_000033_1`` (``.xml`` may follow).
+  ``aeroplane/2007_000032_1 aeroplane/2007_000033_1`` (``.xml`` may follow). Lines that begin with
+  ``#`` are left out.
 
 The points of a pair are the key points that are visible in both objects, in the order of the first. A
 pair without any is left out of the list; ``left_out`` says how many are.
@@ -22,14 +23,14 @@ frame. The class is the annotations' folder.
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ElementTree
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from .._runtime.files import read_text
+from .._runtime.files import read_text, read_xml
 from .._runtime.images import image_size
 from .._runtime.keypoint_pairs import (
     KeypointPair,
@@ -121,7 +122,7 @@ def _listed(path: Path, folder: Path) -> list[Listed]:
     rows = []
     for number, line in enumerate(read_text(path, "the list of pairs").splitlines(), 1):
         place, names = f"{path}:{number}", line.replace(",", " ").split()
-        if not names:
+        if not names or names[0].startswith("#"):
             continue
         parts = [Path(name.removesuffix(".xml")).parts[-2:] for name in names]
         if len(parts) != 2 or any(len(part) != 2 for part in parts) or parts[0][0] != parts[1][0]:
@@ -134,7 +135,7 @@ def _listed(path: Path, folder: Path) -> list[Listed]:
 def _annotation(folder: Path, category: str, name: str, place: str) -> Path:
     paths = [folder / part / category / f"{name}.xml" for part in ANNOTATIONS]
     for path in paths:
-        if path.is_file():
+        if os.path.isfile(path):
             return path
     raise ValueError(f'{place}: no annotation "{paths[0]}"')
 
@@ -146,10 +147,7 @@ def _images(folder: Path) -> Path:
 
 def read_object(path: Path) -> Annotated:
     """An object of one annotation."""
-    try:
-        root = ElementTree.fromstring(read_text(path, "the annotation"))
-    except ElementTree.ParseError as error:
-        raise ValueError(f"{path}: expected XML: {error}") from None
+    root = read_xml(read_text(path, "the annotation"), path)
     image, bounds = (root.findtext("image") or "").strip(), root.find("visible_bounds")
     if not image or bounds is None:
         raise ValueError(f"{path}: expected <image> and <visible_bounds> in <{root.tag}>")

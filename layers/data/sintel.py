@@ -47,7 +47,10 @@ class Sintel(PairReader):
         root = expect_folder(folder, HOLDS)
         self.folder = root / SPLIT if (root / SPLIT).is_dir() else root
         flows = self.folder / "flow"
-        self.rows = some(sorted(flows.glob(f"*/{FLOWS}")), flows)
+        self.rows = some(sorted(flows.glob(f"*/{FLOWS}")), flows, "alley_1/frame_0001.flo and such")
+        self.masks = ("invalid",) if self.occluded else ("invalid", "occlusions")
+        for mask in self.masks:
+            expect_folder(self.folder / mask, "masks, alley_1/frame_0001.png and such")
 
     def read(self, row: Path) -> KeypointPair:
         scene, frame = row.parent.name, row.stem
@@ -58,7 +61,7 @@ class Sintel(PairReader):
         )
         size = image_size(image1)
         keep = np.ones(size, bool)
-        for mask in ("invalid",) if self.occluded else ("invalid", "occlusions"):
+        for mask in self.masks:
             keep &= read_mask(self.folder / mask / scene / f"{frame}.png", size) == 0
         matches = of_flow(read_flow(row, size), image_size(image2), keep)
         return dense_pair(image1, image2, matches, row, scene, f"{scene}/{frame}")

@@ -66,7 +66,7 @@ class StereoPair:
         return table
 
 
-@reader("skimage")
+@reader("skimage", of="motorcycle")
 class SkimagePairs(PairReader):
     """The pair of scikit-image of this name, :class:`KeypointPair`; see the module."""
 

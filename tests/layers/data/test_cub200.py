@@ -58,6 +58,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_a_byte_order_mark_is_dropped(folder: Path) -> None:
+    for name in ("images.txt", "classes.txt", "parts/part_locs.txt"):
+        text = (folder / name).read_text()
+        (folder / name).write_text("\ufeff" + text)
+    assert len(CUB200(folder)[0].points1) == 2
+
+
 def stems(pairs: object) -> list[str]:
     return [pair.name for pair in pairs]  # type: ignore[attr-defined]
 
@@ -93,7 +100,7 @@ def test_a_list_of_pairs(folder: Path, by: str) -> None:
     """By numbers or names, of any split and class."""
     rows = [(1, 2), (4, 1), (5, 1)]
     lines = [by.format(a, b, name(a), name(b)) for a, b in rows]
-    (folder / "pairs.txt").write_text("\n".join(lines) + "\n\n")
+    (folder / "pairs.txt").write_text("\ufeff# cleaned\n #1 2\n" + "\n".join(lines) + "\n\n")
     pairs = CUB200(folder, pairs="pairs.txt")
     assert stems(pairs) == [
         f"{CLASSES[1]}/Bird_0001_79611-Bird_0002_79612",

@@ -50,6 +50,13 @@ def test_some_of_the_images(folder: Path) -> None:
         open_pairs(f"hpatches:{folder}", to=9)
 
 
+def test_homographies_that_are_not_there(folder: Path) -> None:
+    for path in folder.glob("*/H_1_4"):
+        path.unlink()
+    with pytest.raises(ValueError, match=": expected homographies to image 4, found none$"):
+        HPatches(folder, to=4)
+
+
 def said(folder: Path, split: str = "test") -> str:
     with pytest.raises(ValueError) as caught:
         list(HPatches(folder, split))
@@ -59,11 +66,14 @@ def said(folder: Path, split: str = "test") -> str:
 def test_what_is_missing_or_damaged(folder: Path) -> None:
     holds = "sequences such as v_graffiti and i_bologna, with 1.ppm, 2.ppm and H_1_2"
     assert said(folder / "none") == f'no folder "DIR": expected {holds}'
-    assert said(folder / "other") == "DIR: expected pairs of images, found none"
+    assert said(folder / "other") == f"DIR: expected {holds}, found none"
     assert said(folder, "val") == 'no split "val": expected test'
     (folder / "v_adam" / "H_1_4").write_text("1 0 0\n0 1 0\n")
     assert said(folder) == "DIR/v_adam/H_1_4: expected 3 lines of 3 finite numbers, found 2"
     (folder / "i_dome" / "5.ppm").unlink()
     assert said(folder) == 'no image "DIR/i_dome/5.*": expected such as 5.png'
     (folder / "i_autannes" / "H_1_2").write_text("1 0 9\n0 1 0\n0 0 1\n")
-    assert said(folder) == "DIR/i_autannes/H_1_2: expected matches inside both images, found none"
+    assert said(folder) == (
+        "DIR/i_autannes/H_1_2: expected matches inside both images, "
+        "found none (masks, or a truth of other images?)"
+    )

@@ -7,10 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cortado
 import numpy as np
 import pytest
 import torch
-from cortado.layers._runtime.keypoint_pairs import open_pairs, read_rows, readers
+from cortado.layers._runtime.keypoint_pairs import open_pairs, read_rows, sources
 from cortado.layers._runtime.transform import ChannelOrder, TransformParams
 from cortado.layers.data.keypoint_pairs import KeypointPairs, Params
 from cortado.nets.net import Net
@@ -142,12 +143,39 @@ def test_what_a_spec_is_told(folder: Path) -> None:
     assert 'cannot read the annotation "DIR/PairAnnotation/test/a-b.json"' in refused(folder, "")
 
 
-@pytest.mark.parametrize("source", ["spair-71k", "spair-71k:", "spair:x", ""])
+@pytest.mark.parametrize("source", ["spair", "spair:x", ":x", ""])
 def test_a_source_that_is_none(source: str) -> None:
-    known = ", ".join(f"{name}:DIR" for name in sorted(readers()))
+    known = ", ".join(sources().values())
+    assert {"list:FILE", "middlebury:DIR", "skimage:motorcycle"} < {*known.split(", ")}
     with pytest.raises(ValueError) as caught:
         open_pairs(source)
     assert str(caught.value) == f'unknown data set "{source}": expected one of {known}'
+
+
+@pytest.mark.parametrize(
+    ("source", "asked"),
+    [("list:", "list:FILE"), ("middlebury:", "middlebury:DIR"), ("skimage", "skimage:motorcycle")],
+)
+def test_a_source_without_a_folder(source: str, asked: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        open_pairs(source)
+    name = asked.partition(":")[0]
+    expected = "expected a folder (or list file) after the colon"
+    assert str(caught.value) == f"{name}: {expected}, {asked}"
+
+
+def test_rows_of_a_list(tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text("   \n image A , image B\n  ,  \n a.png , b.png , 1;2 \n#c.png,d.png\n")
+    rows = read_rows(path, 2, "image A, image B")
+    assert [row.cells for row in rows] == [["a.png", "b.png", "1;2"], ["#c.png", "d.png"]]
+    assert [row.place for row in rows] == [f"{path}:4", f"{path}:5"]
+    path.write_text(" a.png , b.png\n")
+    assert [row.cells for row in read_rows(path, 2, "")] == [["a.png", "b.png"]]
+
+
+def test_it_is_on_the_face() -> None:
+    assert cortado.open_pairs is open_pairs
 
 
 def test_options_are_the_readers(folder: Path) -> None:

@@ -156,7 +156,7 @@ def test_what_is_missing_or_damaged(folder: Path) -> None:
     assert said(KittiFlow2015, root, split="test") == 'no split "test": expected training'
     assert said(KittiFlow2015, root, occluded="x") == 'occluded: expected yes or no, got "x"'
     (root / "empty").mkdir()
-    none = "expected pairs of images, found none"
+    none = "expected 000000_10.png and such, found none"
     assert said(KittiFlow2015, root / "empty") == f"DIR/flow_noc: {none}"
     assert said(KittiStereo2015, root / "empty", occluded=1) == f"DIR/disp_occ_0: {none}"
     training = root / "training"
@@ -175,7 +175,8 @@ def test_what_is_missing_or_damaged(folder: Path) -> None:
     )
     png16(training / "disp_noc_0" / "000000_10.png", np.zeros((HEIGHT, WIDTH)))
     assert said(KittiStereo2015, root) == (
-        "DIR/training/disp_noc_0/000000_10.png: expected matches inside both images, found none"
+        "DIR/training/disp_noc_0/000000_10.png: expected matches inside both images, "
+        "found none (masks, or a truth of other images?)"
     )
 
 

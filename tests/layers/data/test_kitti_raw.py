@@ -194,7 +194,7 @@ def test_steps(tmp_path: Path) -> None:
     assert known(pair) >= {tuple(np.rint(100 * np.r_[first[i], pixels[i]]).astype(int)) for i in both}
     (drive / "velodyne_points" / "data" / "0000000001.bin").unlink()
     assert len(KittiRaw(tmp_path, step=2)) == 1
-    with pytest.raises(ValueError, match=r": expected pairs of images, found none$"):
+    with pytest.raises(ValueError, match=r": expected drives with two scans 1 apart, found none$"):
         KittiRaw(tmp_path)
 
 
@@ -567,6 +567,10 @@ def test_damaged_tracklets(drive: Path) -> None:
     whole = path.read_text()
     for cut in range(0, len(whole.rstrip()), 7):
         assert said(path, whole[:cut]).startswith("FILE: expected XML: ")
+    entity = '<!DOCTYPE boost_serialization [<!ENTITY a "aaaa">]>'
+    assert said(path, whole.replace("<!DOCTYPE boost_serialization>", entity)) == (
+        "FILE: expected XML, found a document type's declarations, or UTF-16"
+    )
     assert said(path, "<a/>") == "FILE: expected <tracklets> in <boost_serialization>, found <a>"
     no_number = 'FILE: tracklet 0: l: expected 1 numbers, found ""'
     assert said(path, whole.replace("<l>2</l>", "")) == no_number

@@ -156,6 +156,23 @@ def test_a_folder_of_scenes(scene: Path) -> None:
     assert pairs.pixels
 
 
+def test_a_link_to_a_scene_has_its_own_name(scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (scene.parent / "Board").symlink_to(scene)
+    assert [pair.name for pair in Middlebury(scene.parent)] == ["Board", "Chess"]
+    monkeypatch.chdir(scene)
+    assert Middlebury(".")[0].name == "Chess"
+
+
+def test_a_scene_whose_matches_differ_in_y_is_refused(scene: Path) -> None:
+    pfm(scene / "disp0y.pfm", DISPARITY)
+    expected = "expected a rectified scene, found disp0y.pfm"
+    wanted = f"DIR: {expected}: its matches differ in y too; take the folder -perfect"
+    assert said(scene) == wanted
+    assert said(scene.parent) == wanted.replace("DIR", "DIR/Chess")
+    pfm(scene / "disp0GT.pfm", DISPARITY)  # version 3
+    assert len(Middlebury(scene)) == 1
+
+
 def said(folder: Path, **options: object) -> str:
     with pytest.raises(ValueError) as caught:
         list(Middlebury(folder, **options))
@@ -166,15 +183,19 @@ def test_what_is_missing_or_damaged(scene: Path) -> None:
     holds = "a scene, such as im0.png, im1.png and disp0.pfm, or folders of scenes"
     assert said(scene / "none") == f'no folder "DIR": expected {holds}'
     (scene / "empty").mkdir()
-    assert said(scene / "empty") == "DIR: expected pairs of images, found none"
+    assert said(scene / "empty") == f"DIR: expected {holds}, found none"
     assert said(scene, split="val") == 'no split "val": expected test'
     assert said(scene, scale="x") == 'scale: expected a number above 0, got "x"'
+    assert said(scene, scale=2) == "DIR/disp0.pfm: expected no scale, its numbers are pixels"
     assert said(scene, occluded="x") == 'occluded: expected yes or no, got "x"'
     pfm(scene / "disp0.pfm", DISPARITY[:3])
     size = "expected 12 x 4 pixels, the size of its image, found"
     assert said(scene) == f"DIR/disp0.pfm: {size} 12 x 3"
     pfm(scene / "disp0.pfm", np.full((4, 12), np.inf))
-    assert said(scene) == "DIR/disp0.pfm: expected matches inside both images, found none"
+    assert said(scene) == (
+        "DIR/disp0.pfm: expected matches inside both images, "
+        "found none (masks, or a truth of other images?)"
+    )
     pfm(scene / "disp0.pfm", DISPARITY)
     pfm(scene / "disp1.pfm", DISPARITY[:, 1:])
     assert said(scene) == f"DIR/disp1.pfm: {size} 11 x 4"

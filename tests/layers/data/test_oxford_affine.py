@@ -57,13 +57,24 @@ def test_some_of_the_images(folder: Path) -> None:
     found = [pair.name for pair in open_pairs(f"oxford-affine:{folder}", to="3,2")]
     assert found == ["bikes/1-2", "wall/1-2", "wall/1-3"]
     assert [pair.name for pair in open_pairs(f"oxford-affine:{folder}", to=6)] == ["wall/1-6"]
-    for wrong in ("", "1", "2,7", "two", "2, 3"):
+    for wrong in ("", "1", "2,7", "two", "2,", (2, 9), ()):
         with pytest.raises(ValueError) as caught:
             open_pairs(f"oxford-affine:{folder}", to=wrong)
         expected = "expected numbers of images such as 2,3, up to 6"
         assert str(caught.value) == f'to: {expected}, got "{wrong}"'
-    with pytest.raises(ValueError, match="expected pairs of images, found none$"):
+    for several in ((2, 3), [3, 2], "2, 3"):
+        assert [pair.name for pair in open_pairs(f"oxford-affine:{folder}", to=several)] == found
+    assert len(open_pairs(f"oxford-affine:{folder}", to=[6])) == 1
+    with pytest.raises(ValueError, match=": expected homographies to image 5, found none$"):
         open_pairs(f"oxford-affine:{folder}", to=5)
+
+
+def test_a_link_to_a_sequence_has_its_own_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "other").symlink_to(folder / "bikes")
+    assert OxfordAffine(folder / "other")[0].name == "other/1-2"
+    assert OxfordAffine(folder)[1].category == "other"
+    monkeypatch.chdir(folder / "bikes")
+    assert OxfordAffine(".")[0].name == "bikes/1-2"
 
 
 def said(folder: Path, split: str = "test") -> str:
@@ -77,13 +88,16 @@ def test_what_is_missing_or_damaged(folder: Path) -> None:
     assert said(folder / "none") == f'no folder "DIR": expected {holds}'
     assert said(folder, "val") == 'no split "val": expected test'
     (folder / "empty").mkdir()
-    assert said(folder / "empty") == "DIR: expected pairs of images, found none"
+    assert said(folder / "empty") == f"DIR: expected {holds}, found none"
     path = folder / "wall" / "H1to3p.txt"
     path.write_text("1 0 3\n0 1 x\n0 0 1\n")
     expected = "expected 3 lines of 3 finite numbers"
     assert said(folder) == f'DIR/wall/H1to3p.txt:2: {expected}, found "0 1 x"'
     path.write_text("1 0 99\n0 1 0\n0 0 1\n")
-    assert said(folder) == "DIR/wall/H1to3p.txt: expected matches inside both images, found none"
+    assert said(folder) == (
+        "DIR/wall/H1to3p.txt: expected matches inside both images, "
+        "found none (masks, or a truth of other images?)"
+    )
     (folder / "wall" / "img2.ppm").unlink()
     assert said(folder) == 'no image "DIR/wall/img2.*": expected such as img2.png'
     (folder / "bikes" / "img1.png").write_bytes(b"")

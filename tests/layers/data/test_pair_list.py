@@ -198,6 +198,32 @@ def test_names_and_paths(folder: Path) -> None:
     assert len(opened_by_name) == 3
 
 
+def test_the_head(folder: Path) -> None:
+    line, head = f"{AB},t.flo", "image1,image2,truth"
+    for lines in (
+        ("\ufeff" + line, line),
+        ("images/a.png , images/b.ppm , t.flo", line),
+        ("# two pairs", head, line, line),
+        ("  ", " , ,", f" {head} ", "   ", line, line),
+        (f"{head},category", "#", line, line),
+    ):
+        pairs = opened(folder, *lines)
+        assert [matches(pair) for pair in pairs] == [flow_matches(KNOWN)] * 2
+    columns = "expected the columns image1,image2,truth"
+    assert said(folder, "# no head", head, head, line).startswith('DIR/some.csv:3: no image "')
+    assert said(folder, ",images/b.ppm,t.flo") == (
+        f'DIR/some.csv:1: {columns}, found ",images/b.ppm,t.flo"'
+    )
+    assert said(folder, "images/a,images/b.ppm,t.flo") == ('DIR/some.csv:1: no image "DIR/images/a"')
+
+
+def test_a_name_that_is_too_long(folder: Path) -> None:
+    name = "a" * 300 + ".png"
+    assert said(folder, f"{AB},t.flo", f"{name},images/b.ppm,t.flo") == (
+        f'DIR/some.csv:2: no image "DIR/{name}"'
+    )
+
+
 def said(folder: Path, *lines: str) -> str:
     with pytest.raises(ValueError) as caught:
         list(opened(folder, *lines))
@@ -236,6 +262,7 @@ def test_lines_that_are_wrong(folder: Path) -> None:
 def test_files_that_are_wrong(folder: Path) -> None:
     Image.fromarray(MASK[:, :5]).save(folder / "small.png")
     (folder / "bad.csv").write_text("x1,y1,x2,y2\n1,2,3,4\n1,2,3,x\n")
+    (folder / "tabs.csv").write_text("x1\ty1\tx2\ty2\n1\t2\t3\t4\n")
     (folder / "far.csv").write_text("1,2,30,4\n")
     size = "expected 8 x 4 pixels, the size of its image, found 5 x 4"
     scale = "expected the scale that its numbers are to be divided by"
@@ -254,7 +281,11 @@ def test_files_that_are_wrong(folder: Path) -> None:
         f"{AB},t.pgm,scale=0": 'scale: expected a number above 0, got "0"',
         f"{AB},t.pfm,scale=4": "DIR/t.pfm: expected no scale, its numbers are pixels",
         f"{AB},bad.csv": 'DIR/bad.csv:3: column 4: expected a finite number, found "x"',
-        f"{AB},far.csv": "DIR/far.csv: expected matches inside both images, found none",
+        f"{AB},tabs.csv": "DIR/tabs.csv:1: expected 4 columns of x1,y1,x2,y2[,s], found 1",
+        f"{AB},far.csv": (
+            "DIR/far.csv: expected matches inside both images, "
+            "found none (masks, or a truth of other images?)"
+        ),
         f"{AB},t.csv,kind=homography": (
             'DIR/t.csv:1: expected 3 lines of 3 finite numbers, found "x1,y1,x2,y2,s"'
         ),

@@ -27,7 +27,7 @@ POINTS = {
 BOUNDS = {"2007_000032_1": (18.0, 9.5), "2007_000033_2": (12.0, 25.0), "2007_000033_3": (5.0, 6.0)}
 PAIRS = (
     "aeroplane/2007_000032_1 aeroplane/2007_000033_2\n"
-    "\n"
+    "\n # a comment\n#a/b a/c\n"
     "aeroplane/2007_000032_1, aeroplane/2007_000033_3\n"
     "aeroplane/2007_000033_3.xml,aeroplane/2007_000033_2.xml\n"
 )
@@ -168,6 +168,17 @@ def test_annotations_that_are_none(folder: Path, old: str, new: str, message: st
     whole = annotation("2007_000032_1")
     assert old in whole
     assert said(folder, whole.replace(old, new)) == f"FILE: {message}"
+
+
+def test_annotations_with_declarations(folder: Path) -> None:
+    entity = '?>\n<!DOCTYPE a [<!ENTITY b "2007"><!ENTITY c "&b;&b;">]>'
+    refused = "FILE: expected XML, found a document type's declarations, or UTF-16"
+    whole = annotation("2007_000032_1")
+    assert said(folder, whole.replace("?>", entity)) == refused
+    assert said(folder, whole.replace("?>", '?>\n<!DOCTYPE a SYSTEM "b.dtd">')) == refused
+    path = folder / "annotations" / "aeroplane" / "2007_000032_1.xml"
+    path.write_text("\ufeff" + whole.replace("?>", "?>\n<!DOCTYPE annotation>"))
+    assert len(PascalBerkeley(folder, pairs="pairs.txt")) == 2
 
 
 def test_annotations_that_are_cut_off(folder: Path) -> None:

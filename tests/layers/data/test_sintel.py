@@ -85,7 +85,7 @@ def test_what_is_missing_or_damaged(folder: Path) -> None:
     assert said(folder, split="test") == 'no split "test": expected training'
     assert said(folder, occluded="maybe") == 'occluded: expected yes or no, got "maybe"'
     (folder / "empty").mkdir()
-    assert said(folder / "empty") == "DIR/flow: expected pairs of images, found none"
+    assert said(folder / "empty") == "DIR/flow: expected alley_1/frame_0001.flo and such, found none"
     training = folder / "training"
     place = "DIR/training/flow/market_2/frame_0001.flo"
     (training / "clean" / "market_2" / "frame_0002.png").unlink()
@@ -107,3 +107,17 @@ def test_what_is_missing_or_damaged(folder: Path) -> None:
         "DIR/training/invalid/alley_1/frame_0001.png: expected 6 x 4 pixels, the size of its image, "
         "found 3 x 3"
     )
+
+
+def test_masks_are_looked_for_when_the_reader_is_opened(folder: Path) -> None:
+    training = folder / "training"
+    (training / "occlusions").rename(training / "elsewhere")
+    with pytest.raises(ValueError) as caught:
+        SintelClean(folder)
+    assert str(caught.value) == (
+        f'no folder "{training}/occlusions": expected masks, alley_1/frame_0001.png and such'
+    )
+    assert len(SintelClean(folder, occluded=True)[0].points1)
+    (training / "invalid").rename(training / "nowhere")
+    with pytest.raises(ValueError, match='^no folder ".*invalid": expected masks'):
+        SintelClean(folder, occluded=True)

@@ -95,8 +95,11 @@ FAULTS = {
     "1,2,3,4\n\n1,2,3\n": "FILE:3: expected 4 columns of x1,y1,x2,y2[,s], found 3",
     "1,2,3\n": "FILE:1: expected 4 columns of x1,y1,x2,y2[,s], found 3",
     "1,2,3,4,1\n1,2,3,4\n": "FILE:2: expected 5 columns of x1,y1,x2,y2[,s], found 4",
+    "x1;y1;x2;y2\n1;2;3;4\n": "FILE:1: expected 4 columns of x1,y1,x2,y2[,s], found 1",
+    "x1\ty1\tx2\ty2\n1\t2\t3\t4\n": "FILE:1: expected 4 columns of x1,y1,x2,y2[,s], found 1",
+    "a,b,c\n1,2,3,4\n": "FILE:1: expected 4 columns of x1,y1,x2,y2[,s], found 3",
     "1,2,3,4,1,1\n": "FILE:1: expected 4 columns of x1,y1,x2,y2[,s], found 6",
-    "h\n1,2,3,4,1\n1,2,3,4,0.5\n": "FILE:3: column 5: expected s = 1, 0 or -1, found 0.5",
+    "h,i,j,k,l\n1,2,3,4,1\n1,2,3,4,0.5\n": "FILE:3: column 5: expected s = 1, 0 or -1, found 0.5",
     "1,2,3,nan\n": 'FILE:1: column 4: expected a finite number, found "nan"',
     "1,2,3,4\n1,-inf,3,4\n": 'FILE:2: column 2: expected a finite number, found "-inf"',
     "1,2,3,1e999\n": 'FILE:1: column 4: expected a finite number, found "1e999"',
@@ -341,6 +344,11 @@ def test_an_image_that_is_no_disparity(tmp_path: Path) -> None:
     path = tmp_path / "d.png"
     Image.new("RGB", (5, 4)).save(path)
     assert said(read_disparity, path, 4) == "FILE: expected a disparity of 1 channel, found 3"
+    Image.fromarray(np.ones((4, 5), np.float32)).save(tmp_path / "d.tif")
+    for scale in (None, 4):
+        assert said(read_disparity, tmp_path / "d.tif", scale) == (
+            "FILE: expected a disparity as .pfm, PNG or PGM, found floats"
+        )
 
 
 def test_a_scale() -> None:
@@ -415,10 +423,10 @@ def test_a_homography_that_is_damaged(tmp_path: Path) -> None:
     assert with_text(xml(TEXT)[:-3]).startswith(f"{storage}: ")
     entity = '<!DOCTYPE x [<!ENTITY a "1 1 1"><!ENTITY b "&a;&a;&a;">]>'
     assert with_text(f"<?xml version='1.0'?>{entity}{xml('&b;')[22:]}") == (
-        f"{storage}, found a document type, or UTF-16"
+        f"{storage}, found a document type's declarations, or UTF-16"
     )
     path.write_bytes(xml("&b;").replace("?>", f"?>{entity}").encode("utf-16-le"))
-    assert said(read_homography, path) == f"{storage}, found a document type, or UTF-16"
+    assert said(read_homography, path) == f"{storage}, found a document type's declarations, or UTF-16"
     assert with_text("1 " * 600_000) == "FILE: expected 3 x 3 numbers, found more than 1,048,576 bytes"
     assert said(read_homography, tmp_path / "none").startswith('cannot read the homography "FILE"')
 
@@ -564,6 +572,30 @@ def test_matches_of_a_homography(name: str, masked: bool) -> None:
     assert len(found) > 5
 
 
+@pytest.mark.parametrize("band", [1, 8, 19, 55, 56, 57])
+@pytest.mark.parametrize("masked", [False, True])
+def test_bands_of_a_homography_change_nothing(
+    band: int, masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep = np.random.default_rng(2).random((7, 8)) < 0.6 if masked else None
+    for rows in HOMOGRAPHIES.values():
+        monkeypatch.setattr(truth, "BAND", 2**20)
+        whole = of_homography(np.array(rows), (7, 8), SIZE2, keep)
+        monkeypatch.setattr(truth, "BAND", band)
+        parts = of_homography(np.array(rows), (7, 8), SIZE2, keep)
+        np.testing.assert_array_equal(rows_of(parts), rows_of(whole))
+
+
+def test_bands_of_a_homography_save_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(truth, "BAND", 2**12)
+    tracemalloc.start()
+    points1, points2 = of_homography(np.eye(3), (400, 500), (400, 500))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(points1) == 200_000
+    assert peak < 2.2 * (points1.nbytes + points2.nbytes)
+
+
 def test_what_is_behind_is_no_match() -> None:
     homography = np.array([[1.0, 0, -8], [0, 1, -4], [1, 0, -5]])  # the horizon at x = 5
     points1, _ = of_homography(homography, (9, 14), (9, 14))  # its centre at x = 6.5
@@ -584,7 +616,7 @@ def test_nothing_known_gives_no_match() -> None:
         of_homography(np.array([[1.0, 0, 99], [0, 1, 0], [0, 0, 1]]), (3, 4), SIZE2),
     ):
         assert [points.shape for points in matches] == [(0, 2), (0, 2)]
-    with pytest.raises(ValueError, match="^d.pfm: expected matches inside both images, found none$"):
+    with pytest.raises(ValueError, match=r"^d.pfm: .*, found none \(masks, or a truth of other images"):
         truth.dense_pair(Path("a"), Path("b"), matches, "d.pfm", "", "")
 
 
@@ -631,3 +663,13 @@ def test_consistent(tolerance: float, width2: int) -> None:
             wanted = 0 <= to < width2 and abs(float(two[y, to]) - d) <= tolerance
         assert found[y, x] == wanted, (y, x)
     assert 0 < found.mean() < 0.9
+
+
+def test_an_image_by_its_stem(tmp_path: Path) -> None:
+    (tmp_path / "a.ppm").touch()
+    (tmp_path / "b.png").mkdir()
+    assert truth.image_by_stem(tmp_path, "a") == tmp_path / "a.ppm"
+    for stem in ("b", "c" * 300):
+        with pytest.raises(ValueError) as caught:
+            truth.image_by_stem(tmp_path, stem)
+        assert str(caught.value) == f'no image "{tmp_path / stem}.*": expected such as {stem}.png'
