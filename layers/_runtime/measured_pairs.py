@@ -17,7 +17,7 @@ from .keypoints import Length
 
 Array = npt.NDArray[np.float64]
 OF_IMAGE = {"img": Length.LONGER_SIDE, "diagonal": Length.DIAGONAL}
-FAST = "fast"
+FAST, ALL = "fast", "all"
 ARC, CONTRAST = 9, 20  # pixels of the circle of 16 in a row, grey levels
 REACH = 1.0  # pixels from a corner to the point whose match stands for its own
 
@@ -27,11 +27,12 @@ class MeasuredPairs(PairReader):
     for; those of outlines as they are.
 
     points: at most so many of a pair's matches, drawn at random by the seed; ``fast`` for the FAST
-    corners of image 1 whose match is known; None for all. length: ``img`` for max(w, h) of image 2,
+    corners of image 1 whose match is known; None, or ``all``, for all. length: ``img`` for max(w, h) of image 2,
     ``diagonal`` for that of image 2, else T as the data set has it. Points that do not match are left
     out.
 
-    A pair may be left with no point. Raises ValueError where the data sets are not measured alike.
+    A pair may be left with no point. Raises ValueError where the data sets are not measured alike, and
+    for other points.
     """
 
     def __init__(
@@ -43,6 +44,8 @@ class MeasuredPairs(PairReader):
     ) -> None:
         if len({each.pixels for each in of}) > 1:
             raise ValueError("data sets measured in pixels, and others, are evaluated apart")
+        if isinstance(points, str) and points not in (ALL, FAST):
+            raise ValueError(f'points: expected a number, {ALL} or {FAST}, got "{points}"')
         self.of, self.points, self.length, self.seed = of, points, length, seed
         self.rows = [(one, number) for one in of for number in range(len(one))]
 

@@ -175,6 +175,9 @@ def test_mistakes(folder: Path) -> None:
             MeasuredPairs([Outlines()], **options)[0]  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^toy has no length \(it has count\)$"):
         open_measured([f"toy:{folder}"], length="bbox")
+    with pytest.raises(ValueError, match='^points: expected a number, all or fast, got "some"$'):
+        open_measured([f"toy:{folder}"], points="some")
+    assert len(rows(open_measured([f"toy:{folder}"], points="all")[2])) == 18
     with pytest.raises(ValueError, match="^a data set is named twice: toy:x, toy:x$"):
         open_measured(["toy:x", "toy:x"])
     with pytest.raises(ValueError, match='^count: expected a whole number of at least 1, got "0"$'):
