@@ -27,9 +27,9 @@ class MeasuredPairs(PairReader):
     for; those of outlines as they are.
 
     points: at most so many of a pair's matches, drawn at random by the seed; ``fast`` for the FAST
-    corners of image 1 whose match is known; None, or ``all``, for all. length: ``img`` for max(w, h) of image 2,
-    ``diagonal`` for that of image 2, else T as the data set has it. Points that do not match are left
-    out.
+    corners of image 1 whose match is known; None, or ``all``, for all. length: ``img`` for max(w, h) of
+    image 2, ``diagonal`` for that of image 2, else T as the data set has it. Points that do not match
+    are left out.
 
     A pair may be left with no point. Raises ValueError where the data sets are not measured alike, and
     for other points.
