@@ -6,7 +6,6 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,21 +112,17 @@ def methods(folder: Path) -> dict[str, Match]:
     from cortado.nets.matching import Matcher
     from cortado.nets.specs import path
 
-    from .dense_descriptors import dense_daisy, dense_sift, nearest
+    from .matching import METHODS, Descriptors
 
     def by_net(name: str, state: str = "") -> Match:
         matcher = Matcher(path(NETS[name]), folder / f"{name}{state}.safetensors")
         return lambda *args: matcher.match(*args)[0]
 
-    def by_descriptor(describe: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Match:
-        return lambda *args: nearest(describe, *args)
-
     trained = {name: by_net(name) for name in NETS}
     untrained = {f"{name}_untrained": by_net(name, "_untrained") for name in NETS}
     described = {
-        "dense_sift": by_descriptor(dense_sift),
-        "dense_sift_oriented": by_descriptor(partial(dense_sift, oriented=True)),
-        "dense_daisy": by_descriptor(dense_daisy),
+        f"dense_{name.replace('-', '_')}": Descriptors(METHODS[name]).nearest
+        for name in ("sift", "sift-oriented", "daisy")
     }
     return trained | untrained | described
 

@@ -3,7 +3,7 @@
 Each takes an image, uint8 RGB [H, W, 3], and points [P, 2], (x, y) in pixels, and gives float32 [P, C],
 rows of unit length: the nearest by Euclidean distance has the largest cosine. A point beyond the
 borders is described at them. A patch without contrast has no DAISY and no SIFT: a row of zeros, at the
-distance 1 from every other; the nearest to it is the first patch that is flat, too.
+distance 1 from every other, which matches nothing.
 
 The numbers are scikit-image's and OpenCV's own. Radius, blur and size are those of the highest mean of
 PCK at 3, 5 and 10 pixels among a dozen that were tried on the training scenes Adirondack, ArtL, Piano,
@@ -33,21 +33,6 @@ BEBLID_512 = 100  # cv::xfeatures2d::BEBLID::SIZE_512_BITS, which Python has no 
 HISTOGRAMS, BINS = 25, 8  # of DAISY: a centre and 8 on each of 3 rings
 ROOM = 2**27  # bytes of DAISY's descriptors at a time
 SIFT_LEAST = 12  # pixels of the shorter side: scikit-image has no scale space of less
-
-
-def nearest(
-    describe: Describe, image1: npt.NDArray[Any], image2: npt.NDArray[Any], points: npt.NDArray[Any]
-) -> npt.NDArray[Any]:
-    """The match of each point of image 1 among every 4th pixel of image 2, [P, 2]."""
-    import torch
-    from cortado.layers.knn import knn
-
-    y, x = np.mgrid[0 : image2.shape[0] : 4, 0 : image2.shape[1] : 4]
-    candidates = np.stack([x.ravel(), y.ravel()], 1)
-    described = (describe(image1, points), describe(image2, candidates))
-    query, reference = (torch.from_numpy(rows.T[None]) for rows in described)
-    _, index = knn(query, reference)
-    return candidates[index[0, 0].numpy()]
 
 
 def dense_daisy(

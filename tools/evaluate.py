@@ -312,18 +312,18 @@ def _by_descriptor(name: str) -> Method:
     from cortado.layers._runtime.images import read_image
     from cortado.nets.evaluation import Answer
 
-    from .matching import APART, by_features, open_finder
+    from .matching import METHODS, Descriptors
     from .opencv import opencv
 
-    finder = open_finder(method=name)
+    descriptors = Descriptors(METHODS[name])
     if name.startswith("beblid"):
         opencv("BEBLID", extra_modules=True)
 
     def method(pair: ImagePair) -> Answer:
         one, other = (read_image(path, what=f'image "{path}"') for path in (pair.image1, pair.image2))
         begin = time.perf_counter()
-        rows = by_features(finder, one, other, pair.points1, False, None, APART)
-        return Answer(rows[:, 2:4], time.perf_counter() - begin)
+        points = descriptors.nearest(one, other, pair.points1)
+        return Answer(points, time.perf_counter() - begin)
 
     return method
 

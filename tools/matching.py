@@ -231,6 +231,10 @@ class Descriptors:
         """Pixels between candidates."""
         return self.step
 
+    def nearest(self, first: npt.NDArray[Any], second: npt.NDArray[Any], points: Array) -> Array:
+        """The match [P, 2] in image 2 of each point [P, 2] of image 1, NaN for one in a flat patch."""
+        return by_features(self, first, second, points, False, None, APART)[:, 2:4]
+
 
 def open_finder(
     net: str | Path | Matcher | None = None,
