@@ -39,7 +39,8 @@ MOST_IMAGES = 2**31 - 1  # COLMAP's: a pair's number is id1 times this, plus id2
 
 
 def write(path: str | Path, matches: Matches | Sequence[Matches], **options: Any) -> None:
-    """Write matches to a file of the kind that its suffix says; it is replaced whole or not at all.
+    """Write matches to a file of the kind that its suffix says; a file is replaced whole or not at all,
+    the two of ``.h5`` one after the other.
 
     ``.csv``: :func:`write_csv`; ``.db``: :func:`write_colmap`; ``.txt``: :func:`write_match_list`;
     ``.h5``: :func:`write_hloc`; ``.png``, ``.jpg``, ``.pdf``, ``.svg``: :func:`write_picture`. Options
