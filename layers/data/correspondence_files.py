@@ -2,7 +2,8 @@
 
 ``source`` names data sets and their folders, ``middlebury:DIR`` or ``list:pairs.csv``: every reader of
 pairs with known matches is one (``_runtime/keypoint_pairs.py``). Their pairs are read one after the
-other, round and round, with ``shuffle`` in another order each time; one pair is in memory at a time.
+other, round and round, with ``shuffle`` in another order each time; one pair is in memory at a time,
+or ``cache`` of them, as they were read: a small data set then costs its views alone.
 
 Tops: image1, image2 ``[N, C, S, S]`` (S = ``transform_param.crop_size``; channels, mean and scale as
 ``transform_param`` says) or, with crop_size 0, ``[1, C, h, w]``, each of its own size; pairs
@@ -67,6 +68,7 @@ class Params:
     batch_size: int = param(1, low=1, doc="pairs a batch, N")
     num_points: int = param(1000, low=1, doc="rows of the pair table, P")
     shuffle: bool = param(True, doc="each time in another order")
+    cache: int = param(0, low=0, doc="pairs kept in memory once they were read, the last ones used")
     view_rotation: float = param(0.0, low=0, high=180, unit="degrees", doc="of both views, +-")
     scale_min: float = param(1.0, low=0.05, unit="view pixels per image pixel", doc="of both views")
     scale_max: float = param(1.0, low=0.05, unit="view pixels per image pixel")
@@ -111,6 +113,17 @@ class Params:
     def changes_light(self) -> bool:
         """Whether the views' light is other than the images'."""
         return any((self.contrast, self.brightness, self.gamma, self.color, self.noise))
+
+
+class Opened(NamedTuple):
+    """A pair as it was read: both images [3, H, W] in uint8, and the matches inside them."""
+
+    images: tuple[Tensor, Tensor]
+    matches: Matches
+
+    @property
+    def sizes(self) -> tuple[Size, Size]:
+        return _size(self.images[0]), _size(self.images[1])
 
 
 class Matches(NamedTuple):
@@ -214,6 +227,7 @@ class CorrespondenceFiles(BatchLayer):
         options = as_options(params.option)
         self.sources = [open_pairs(source, params.split, **options) for source in params.source]
         self.starts = [0, *accumulate(map(len, self.sources))]  # of each source in all, and the end
+        self.kept: dict[int, Opened] = {}  # by row, the last one used at the end
         if not self.starts[-1]:
             raise ValueError("the sources hold no pairs")
 
@@ -223,7 +237,7 @@ class CorrespondenceFiles(BatchLayer):
         n, side = params.batch_size, params.transform_param.crop_size
         sizes = [(side, side)] * 2
         if not side:
-            pair, _ = self.pair(0)
+            pair, _ = self.pair(self.row(0))
             sizes = [image_size(path, f'image "{path}"') for path in (pair.image1, pair.image2)]
         image1, image2 = ((n, params.transform_param.channels, *size) for size in sizes)
         return image1, image2, (n, params.num_points, 5), (n, 1)
@@ -236,11 +250,8 @@ class CorrespondenceFiles(BatchLayer):
 
     def sample(self, number: int) -> tuple[Tensor, Tensor, Tensor, int]:
         """Images [C, H, W], pair table and number of pairs of one sample."""
-        pair, dense = self.pair(number)
-        images = _read(pair.image1), _read(pair.image2)
-        sizes = _size(images[0]), _size(images[1])
-        matches = expected(pair, sizes, dense)
-        views = draw_views(self.params, matches, sizes, self.draws(VIEWS, number))
+        images, matches = opened = self.opened(self.row(number))
+        views = draw_views(self.params, matches, opened.sizes, self.draws(VIEWS, number))
         table, count = draw_table(matches, views, self.params.num_points, self.draws(POINTS, number))
         first = self.shown(images[0], views[0], self.draws(LIGHT, number))
         second = self.shown(images[1], views[1], self.draws(LIGHT + 1, number))
@@ -257,10 +268,25 @@ class CorrespondenceFiles(BatchLayer):
             shown = change_light(shown, self.params, draw)
         return transform(shown, self.params.transform_param)
 
-    def pair(self, number: int) -> tuple[KeypointPair, bool]:
-        """The pair of a sample, and whether its data set's truth is of pixels."""
+    def row(self, number: int) -> int:
+        """Which pair of all is a sample's."""
         count = self.starts[-1]
-        row = self.shuffled(number, count) if self.params.shuffle else number % count
+        return self.shuffled(number, count) if self.params.shuffle else number % count
+
+    def opened(self, row: int) -> Opened:
+        """A pair of all, read or kept."""
+        opened = self.kept.pop(row, None)
+        if opened is None:
+            pair, dense = self.pair(row)
+            images = _read(pair.image1), _read(pair.image2)
+            opened = Opened(images, expected(pair, (_size(images[0]), _size(images[1])), dense))
+        self.kept[row] = opened
+        while len(self.kept) > self.params.cache:
+            del self.kept[next(iter(self.kept))]
+        return opened
+
+    def pair(self, row: int) -> tuple[KeypointPair, bool]:
+        """A pair of all, and whether its data set's truth is of pixels."""
         which = bisect(self.starts, row) - 1
         pair = self.sources[which][row - self.starts[which]]
         if not isinstance(pair, KeypointPair):

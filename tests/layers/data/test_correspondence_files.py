@@ -20,6 +20,7 @@ from cortado.layers._runtime.crops import View, crop, whole
 from cortado.layers._runtime.keypoint_pairs import KeypointPair, PairReader, readers
 from cortado.layers._runtime.transform import ChannelOrder, TransformParams
 from cortado.layers._runtime.views import Draw, rotation, warp
+from cortado.layers.data import correspondence_files
 from cortado.layers.data.correspondence_files import (
     CorrespondenceFiles,
     Matches,
@@ -485,7 +486,7 @@ def test_two_processes_share_a_batch(folder: Path, monkeypatch: pytest.MonkeyPat
 
 
 def names(made: CorrespondenceFiles, count: int) -> str:
-    return "".join(made.pair(number)[0].name for number in range(count))
+    return "".join(made.pair(made.row(number))[0].name for number in range(count))
 
 
 def test_each_time_round_in_another_order(folder: Path) -> None:
@@ -498,7 +499,7 @@ def test_each_time_round_in_another_order(folder: Path) -> None:
     assert names(layer(folder, shuffle=False), 8) == "abcdefab"
     assert names(layer(folder, seed=4), 18) != shuffled
     fresh, restored = layer(folder), layer(folder, seed=4)
-    assert "".join(fresh.pair(number)[0].name for number in (13, 1, 13)) == (
+    assert "".join(fresh.pair(fresh.row(number))[0].name for number in (13, 1, 13)) == (
         shuffled[13] + shuffled[1] + shuffled[13]
     )
     names(restored, 6)
@@ -506,12 +507,37 @@ def test_each_time_round_in_another_order(folder: Path) -> None:
     assert names(restored, 6) == rounds[0]
 
 
+def test_cache_keeps_the_pairs_used_last(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "cd":
+        add_pair(folder, name, *dense(20))
+    read, paths = correspondence_files._read, []
+    monkeypatch.setattr(correspondence_files, "_read", lambda path: paths.append(path) or read(path))
+
+    def run(cache: int) -> tuple[list[Any], int]:
+        paths.clear()
+        made = layer(folder, cache=cache, **EVERYTHING)
+        tops = [made() for _ in range(12)]
+        assert len(made.kept) == min(cache, 4)
+        return tops, len(paths) // 2
+
+    plain, count = run(0)
+    assert count == 12
+    for cache, wanted in ((2, None), (4, 4), (9, 4)):
+        cached, count = run(cache)
+        assert count == wanted if wanted else 4 < count < 12
+        assert all(map(torch.equal, sum(plain, ()), sum(cached, ())))
+    made = layer(folder, cache=2, shuffle=False)
+    for row in (0, 1, 0, 2):
+        made.opened(row)
+    assert list(made.kept) == [0, 2]
+
+
 def test_sources_follow_one_another(folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     add_pair(other, "x", *dense(20))
     made = layer(folder, source=(f"made:{other}", f"sparse:{folder}"), shuffle=False)
-    assert [made.pair(n)[0].name for n in range(4)] == ["x", "a", "b", "x"]
+    assert [made.pair(made.row(n))[0].name for n in range(4)] == ["x", "a", "b", "x"]
     assert [made.pair(n)[1] for n in range(3)] == [True, False, False]
     split = layer(folder, source=(f"made:{other}", f"sparse:{folder}"), split="trn", option=("end=b",))
     assert [source.split for source in split.sources] == ["trn", "trn"]
