@@ -89,9 +89,12 @@ class LayerSuite:
 
     def run(self, params: Any, bottoms: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The layer's tops, always as a tuple."""
-        layer = self.layer(params, tuple(tuple(x.shape) for x in bottoms)).to(self.device)
-        tops = layer(*bottoms)
+        tops = self.made(params, bottoms)(*bottoms)
         return tops if isinstance(tops, tuple) else (tops,)
+
+    def made(self, params: Any, bottoms: Sequence[Tensor]) -> Layer:
+        """The layer of such bottoms, on the device."""
+        return self.layer(params, tuple(tuple(x.shape) for x in bottoms)).to(self.device)
 
     def gradients(
         self, sample: Sample, bottoms: Sequence[Tensor], scatter: bool = False
@@ -233,7 +236,8 @@ class LayerSuite:
 
 @lru_cache(maxsize=2)
 def _samples(layer: type[Layer], size: str) -> list[Sample]:
-    return layer.samples(size, np.random.default_rng(SEED))
+    with impl("torch"):  # inputs are made on the CPU, whatever path a test forces
+        return layer.samples(size, np.random.default_rng(SEED))
 
 
 class Mutant(torch.autograd.Function):

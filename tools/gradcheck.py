@@ -110,7 +110,7 @@ def check_function(
     names: Sequence[str] = (),
     subject: str = "function",
     dtype: torch.dtype | None = None,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     seed: int = 0,
     **options: Any,
 ) -> Report:
@@ -120,8 +120,9 @@ def check_function(
     (default: all floating ones); ``tops``: the outputs that count, by number (default: all floating
     ones that require a gradient). ``names`` are the inputs' in the report.
     ``dtype`` (default float64) is that of the gradients; the differences are taken in float64, of
-    the inputs rounded to ``dtype``. Random numbers that the function draws from torch's generators
-    are the same in every call. ``options``:
+    the inputs rounded to ``dtype``. ``device``: where they are moved to (default: they stay where they
+    are). Random numbers that the function draws from torch's generators are the same in every call.
+    ``options``:
 
     - ``method``: one of the module's, default "exhaustive" in float64, else "directional";
     - ``step``, ``threshold``: default ``STEPS`` and ``THRESHOLDS``;
@@ -150,7 +151,7 @@ def _compared(
     tops: Sequence[int] | None,
     names: Sequence[str],
     subject: str,
-    device: str | torch.device,
+    device: str | torch.device | None,
     *,
     method: str | None = None,
     step: float | None = None,
@@ -174,7 +175,8 @@ def _compared(
     if method != "directional" and call.dtype != torch.float64:
         raise ValueError(f"{method} compares float64 gradients; {kind} needs the method directional")
     threshold = THRESHOLDS[kind] if threshold is None else threshold
-    exact = [_rounded(x.to(device), d) for x, d in zip(inputs, call.dtypes, strict=True)]
+    placed = inputs if device is None else [x.to(device) for x in inputs]
+    exact = [_rounded(x, d) for x, d in zip(placed, call.dtypes, strict=True)]
     _expect_floating(wrt, inputs, names)
     call.choose(exact, wrt, tops)
     options: dict[str, Any] = {"step": step or STEPS[method], "threshold": threshold, "floor": floor}
