@@ -1,4 +1,7 @@
-"""The published UCN nets: shapes, parameters, one training step on a pair of KITTI's proportions."""
+"""The published UCN nets: shapes, parameters, a training step on a pair of KITTI's proportions; and the
+recipe of the weights that come with cortado."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -243,3 +246,24 @@ def test_googlenet_finds_a_shift():
     found, distance = matcher.match(image, image[12:, 20:], points)
     assert (found == points - [20, 12]).all(1).mean() > 0.9
     assert distance.max() < 0.5
+
+
+@needs_shared
+@pytest.mark.parametrize("name", [*SPECS, "ucn_fast"])
+def test_the_recipe_of_the_shipped_weights_trains(name, tmp_path, monkeypatch):
+    """In crops of 64 pixels; the scenes are where Middlebury's archives put them."""
+    (tmp_path / "MiddEval3").mkdir()
+    (tmp_path / "MiddEval3" / "trainingQ").symlink_to(SHARED / "data" / "stereo")
+    monkeypatch.chdir(tmp_path)
+    for path in specs.FOLDER.glob("*.yaml"):
+        text = path.read_text(encoding="utf-8").replace("crop_size: 320", "crop_size: 64")
+        Path(path.name).write_text(text, encoding="utf-8")
+    weights = SHARED / "data" / "weights" / "bvlc_googlenet.caffemodel"
+    solver = Solver(f"{name}_scenes_solver.yaml", weights=weights)
+    assert solver.params.weights == ("bvlc_googlenet.caffemodel",)
+    assert solver.net.blob_shapes["image1"] == (2, 3, 64, 64)
+    missing = {layer.removesuffix("_p") for report in solver.reports for layer in report.missing}
+    new = {"coarse_conv", "fine_conv"} if name == "ucn_fast" else {"feature_conv"}
+    assert missing == new | (THETA.keys() if "st" in name and name != "ucn_fast" else set())
+    losses = [solver.step() for _ in range(3)]
+    assert all(0 < loss < 1 for loss in losses)
