@@ -260,10 +260,10 @@ def test_the_recipe_of_the_shipped_weights_trains(name, tmp_path, monkeypatch):
         Path(path.name).write_text(text, encoding="utf-8")
     weights = SHARED / "data" / "weights" / "bvlc_googlenet.caffemodel"
     solver = Solver(f"{name}_scenes_solver.yaml", weights=weights)
-    assert solver.params.weights == ("bvlc_googlenet.caffemodel",)
+    named = "UCN-HN.safetensors" if name == "ucn_fast" else "bvlc_googlenet.caffemodel"
+    assert solver.params.weights == (named,)
     assert solver.net.blob_shapes["image1"] == (2, 3, 64, 64)
     missing = {layer.removesuffix("_p") for report in solver.reports for layer in report.missing}
-    new = {"coarse_conv", "fine_conv"} if name == "ucn_fast" else {"feature_conv"}
-    assert missing == new | (THETA.keys() if "st" in name and name != "ucn_fast" else set())
+    assert missing == {"feature_conv"} | (THETA.keys() if name == "ucn_hn_st" else set())
     losses = [solver.step() for _ in range(3)]
     assert all(0 < loss < 1 for loss in losses)
