@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := layers nets prototxt_like tools
 
-.PHONY: setup demo demo-scnet test test-slow lint docs bench gpu clean
+.PHONY: setup demo demo-train demo-scnet test test-slow lint docs bench gpu clean
 
 setup: .venv/installed
 .venv/installed: setup.cfg pyproject.toml constraints.txt
@@ -13,6 +13,9 @@ setup: .venv/installed
 
 demo: setup
 	$(BIN)/cortado demo
+
+demo-train: setup
+	$(BIN)/cortado demo_train
 
 demo-scnet: setup
 	$(BIN)/cortado demo_scnet

@@ -25,6 +25,7 @@ _NAMES = {
     "register": "layers._runtime.registry",
     "Layer": "layers._runtime.layer",
     "match": "tools.matching",
+    "pretrained": "nets.models",
     "open_pairs": "layers._runtime.keypoint_pairs",
 }
 __all__ = [*_NAMES, "functional", "gradcheck"]

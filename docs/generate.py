@@ -40,6 +40,7 @@ def generate(target: Path) -> None:
     source.mkdir(parents=True, exist_ok=True)
     for path in DOCS.glob("*.rst"):
         shutil.copy2(path, source)
+    shutil.copytree(DOCS / "images", source / "images", dirs_exist_ok=True)
     wanted = pages(figures(gradients(target / "gradients.json")))
     for name, text in wanted.items():
         _write(source / name, text)

@@ -61,6 +61,17 @@ def test_wheel_has_the_command_and_every_spec(installed, tmp_path):
     assert "86,368 parameters" in python("-m", "cortado", "check", spec, cwd=tmp_path, path=installed)
 
 
+def test_wheel_has_the_trained_nets_and_their_card(installed, tmp_path):
+    folder = ROOT / "nets/models"
+    shipped = {path.name: path.read_bytes() for path in (installed / "cortado/nets/models").iterdir()}
+    wanted = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert shipped == wanted
+    assert {"README.md", "ucn_hn.safetensors", "ucn_hn_st.safetensors"} < shipped.keys()
+    code = "import cortado; print(cortado.pretrained().net.report.path)"
+    place = python("-c", code, cwd=tmp_path, path=installed).strip()
+    assert place.startswith(str(installed / "cortado/nets/models"))
+
+
 def test_a_checkout_works_with_pythonpath(tmp_path):
     checkout = tmp_path / "checkout"
     checkout.mkdir()

@@ -18,6 +18,7 @@ COMMANDS = (
     "convert",
     "demo",
     "demo_scnet",
+    "demo_train",
     "device_query",
     "draw",
     "evaluate",

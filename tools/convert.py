@@ -11,17 +11,19 @@ import click
 from .options import plugins, python_layers, state_options
 
 SPECS = (".prototxt", ".yaml", ".yml")
-WEIGHTS = (".caffemodel", ".h5", ".safetensors", ".pth", ".pt")
+CAFFES = (".caffemodel", ".h5")
+WEIGHTS = (*CAFFES, ".safetensors", ".pth", ".pt")
 
 
 @click.command()
 @click.argument("source", type=click.Path(dir_okay=False))
 @click.argument("target", type=click.Path(dir_okay=False))
 @click.option("--net", type=click.Path(), help="For weights: the net they belong to.")
+@click.option("--half", is_flag=True, help="For weights: in float16, of half the size.")
 @state_options
 @python_layers
 @plugins
-def command(source: str, target: str, net: str | None, **options: Any) -> None:
+def command(source: str, target: str, net: str | None, half: bool, **options: Any) -> None:
     """Write SOURCE as TARGET, in the notation of TARGET's suffix.
 
     \b
@@ -29,6 +31,7 @@ def command(source: str, target: str, net: str | None, **options: Any) -> None:
     cortado convert old.prototxt new.prototxt       (today's layers for the old ones)
     cortado convert ucn_demo_hn my_net.yaml         (a spec that comes with cortado, to begin with)
     cortado convert --net deploy.prototxt net.caffemodel net.safetensors
+    cortado convert --net ucn_hn --stage deploy trained.caffemodel ucn_hn.safetensors --half
 
     Specs are .prototxt or .yaml. Files that the source includes are written out in their places, so
     that TARGET stands alone; Siamese trunks stay as they are. Of the comments, only those at the head
@@ -36,7 +39,8 @@ def command(source: str, target: str, net: str | None, **options: Any) -> None:
 
     Weights are .caffemodel, .h5, .safetensors or .pth (read besides: MatConvNet's .mat, torchvision's
     .pth, and .npz of arrays "<layer>|<blob index>"). They go through the --net that they belong to, of
-    which the source must hold every parameter.
+    which the source must hold every parameter. --half is for .safetensors and .pth; what reads them
+    computes in float32 all the same.
     """
     suffix = Path(target).suffix.lower()
     if suffix in SPECS:
@@ -44,7 +48,9 @@ def command(source: str, target: str, net: str | None, **options: Any) -> None:
     elif suffix in WEIGHTS:
         if net is None:
             raise click.UsageError("weights are converted with --net, the net they belong to")
-        write_weights(source, target, net, **options)
+        if half and suffix in CAFFES:
+            raise click.UsageError(f"--half: {suffix} holds float32")
+        write_weights(source, target, net, half=half, **options)
     else:
         raise click.UsageError(f"{target}: expected one of {', '.join((*SPECS, *WEIGHTS))}")
 
@@ -85,10 +91,13 @@ def write_weights(
     level: int = 0,
     stages: tuple[str, ...] = (),
     allow_python_layers: bool = False,
+    half: bool = False,
 ) -> None:
-    """Write a net's weights from one file to another, in the format of the target's suffix.
+    """Write a net's weights from one file to another, in the format of the target's suffix; ``half``:
+    rounded to float16.
 
-    Raises ValueError where the source lacks parameters of the net, and what loading raises.
+    Raises ValueError where the source lacks parameters of the net or has one beyond float16's range,
+    and what loading raises.
     """
     from cortado.nets.net import Net
     from cortado.nets.weights import listed, load, save
@@ -97,5 +106,10 @@ def write_weights(
     report = load(made, source)
     if report.missing:
         raise ValueError(f"{source} lacks layers of {net}: {listed(report.missing)}")
+    if half:
+        for name, blobs in made.params.items():
+            if any(blob.half().isinf().any() for blob in blobs):
+                raise ValueError(f'{source}: layer "{name}" has numbers beyond the range of float16')
+        made.half()
     save(made, target)
     click.echo(f"{report}; saved in {target}")

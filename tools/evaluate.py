@@ -73,7 +73,11 @@ def _options(_: click.Context, __: click.Parameter, given: Sequence[str]) -> dic
 
 @click.command()
 @click.argument("spec", type=click.Path(), required=False, metavar="[NET]")
-@click.option("--weights", type=click.Path(exists=True, dir_okay=False), help="Its weights.")
+@click.option(
+    "--weights",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Its weights. [default: those that come with cortado]",
+)
 @click.option(
     "--data", "sources", required=True, multiple=True, help="A data set, such as pf-willow:DIR."
 )
@@ -162,19 +166,22 @@ def command(
     cortado evaluate hpf_resnet50 --weights resnet50.npz --data pf-willow:PF-dataset
     cortado evaluate hpf_resnet50 --weights resnet50.npz --data pf-willow:PF-dataset \\
         --layers 4,7,11,12,13 --limit 100 --baseline nearest --pictures pictures
-    cortado evaluate ucn_hn --weights ucn_hn.safetensors --data kitti-2015-flow:KITTI \\
+    cortado evaluate ucn_hn --data kitti-2015-flow:KITTI \\
         --baseline daisy --baseline sift --curve pck.svg
     cortado evaluate --baseline daisy --baseline sift --data middlebury:MiddEval3 \\
         --data skimage:motorcycle --camera
     """
     from cortado.layers._runtime.keypoint_pairs import OutlinePair
     from cortado.layers._runtime.measured_pairs import open_measured
+    from cortado.nets import models
     from cortado.nets.evaluation import spread
 
     from .evaluation_report import draw_pck, show, summary
     from .opencv import opencv
 
     _expect_method(spec, baselines, weights=weights, layers=layers, feature=features or None)
+    if spec and not weights and (shipped := models.weights_of(spec)):
+        weights = str(shipped)
     if camera:
         opencv("the camera's motion")
     if curve:

@@ -116,7 +116,7 @@ def deviation(pair: KeypointPair, matches: Array) -> Deviation | None:
 
 def summary(scores: Scores, describe: Descriptions | None = None) -> dict[str, Any]:
     """The data set's figures, and each pair's; shares of 1, seconds, MiB, degrees."""
-    from .demo import peak_rss_mib
+    from .measuring import peak_rss_mib
     from .results import versions
 
     first = next(iter(scores.methods))

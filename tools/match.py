@@ -1,4 +1,4 @@
-"""Match two photographs by a net or by descriptors: a CSV, a database for COLMAP, a picture ..."""
+"""Match two photographs by a trained net or by descriptors: a CSV, a picture, a database ..."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import csv
 import io
 import json
 import os
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,29 +29,43 @@ if TYPE_CHECKING:
     from cortado.nets.matching import Matcher
 
 FAST = "fast"
+CSV, PICTURE = "matches.csv", "matches.png"
 
 
 @click.command()
 @click.argument("image1", type=click.Path(exists=True, dir_okay=False))
 @click.argument("image2", type=click.Path(exists=True, dir_okay=False))
-@click.option("--net", "spec", type=click.Path(), help="Spec with a match_param; it needs --weights.")
-@click.option("--weights", type=click.Path(exists=True, dir_okay=False))
+@click.option(
+    "--net", "spec", type=click.Path(), help="Spec with a match_param. [default: the best of cortado's]"
+)
+@click.option(
+    "--weights",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Of the net. [default: those that come with cortado]",
+)
 @click.option("--feature", metavar="BLOB", help="Of a net: another map to match by.")
-@click.option("--method", type=click.Choice(DESCRIPTORS), help="Without a net. [default: daisy]")
+@click.option("--method", type=click.Choice(DESCRIPTORS), help="In place of a net.")
 @click.option("--points", metavar="FILE", help="CSV with columns x1,y1; fast: FAST corners.")
-@click.option("--step", type=float, help="Pixels between candidates. [default: 4; a net's cells]")
+@click.option("--step", type=float, help="Pixels between candidates. [default: a net's cells; 4]")
+@click.option(
+    "--longer-side",
+    type=click.IntRange(0),
+    help="Pixels: larger images are made so small first. [default: 1024 without --net and --method]",
+)
 @click.option("--mutual", is_flag=True, help="Only matches that lead back to their points.")
 @click.option("--ratio", type=float, help="Only those nearer than so many runners-up: 0.9.")
 @click.option("--number", type=int, help="At most so many, of the highest score.")
 @click.option(
     "--out",
     "outs",
-    required=True,
     multiple=True,
     type=click.Path(dir_okay=False),
-    help="Where the matches go: .csv, .db, .txt, .h5, .png ... May be repeated.",
+    help="Where the matches go: .csv, .db, .txt, .h5, .png ... May be repeated. "
+    f"[default: {CSV} if no --plot]",
 )
-@click.option("--plot", type=click.Path(dir_okay=False), help="A picture of the matches.")
+@click.option(
+    "--plot", type=click.Path(dir_okay=False), help=f"A picture. [default: {PICTURE} if no --out]"
+)
 @click.option("--json", "as_json", is_flag=True, help="Say what was written as a JSON object.")
 @layer_ids
 @device_options
@@ -63,6 +79,7 @@ def command(
     method: str | None,
     points: str | None,
     step: float | None,
+    longer_side: int | None,
     mutual: bool,
     ratio: float | None,
     number: int | None,
@@ -74,9 +91,12 @@ def command(
 ) -> None:
     """Match IMAGE1 to IMAGE2 and write x1,y1,x2,y2,distance in the pixels of the images as given.
 
-    Without --points every 4th pixel of IMAGE1 is matched, or of a net the cells of the feature map that
-    lie inside it. Coordinates are 0-based with pixel centres at integers; distance is Euclidean in
-    feature space.
+    With nothing else the trained net that comes with cortado matches them, and the mutual matches are
+    written to matches.csv and drawn in matches.png.
+
+    Without --points the cells of a net's feature map that lie inside IMAGE1 are matched, or by a
+    --method every 4th pixel. Coordinates are 0-based with pixel centres at integers; distance is
+    Euclidean in feature space.
 
     Of a net whose match_param names a confidence, the last column is confidence, the higher the
     better, and cells that the net's margin leaves out are no points. A point that lies in no cell's
@@ -87,14 +107,22 @@ def command(
     the same matches.
 
     \b
+    cortado match left.png right.png
     cortado match left.png right.png --mutual --ratio 0.9 --out matches.csv --out matches.db
-    cortado match left.png right.png --net ucn_demo_hn.yaml \\
-        --weights demo_out/ucn_hn.safetensors --out matches.csv --plot matches.png
+    cortado match left.png right.png --method sift-oriented --points fast --out matches.csv
+    cortado match left.png right.png --net my_net.yaml --weights my_net.safetensors
     cortado match a.jpg b.jpg --net hpf_resnet50 --weights resnet50.npz --out matches.csv
     """
-    from .exports import PICTURES, expect_suffix, write
-    from .matching import match
+    from cortado.nets.models import BEST
 
+    from .exports import PICTURES, expect_suffix, write
+    from .matching import LONGER_SIDE, match
+    from .pictures import MOST
+
+    alone = not outs and not plot
+    if alone:
+        outs, plot = (CSV,), PICTURE
+        mutual = mutual or points in (None, FAST)  # points of one's own are all answered
     _expect_files(outs, plot, weights=weights, net=spec, points=points, images=(image1, image2))
     try:
         for out in outs:
@@ -114,6 +142,9 @@ def command(
         _expect_cells(net, image2, second)
     elif weights or feature or layers:
         raise click.UsageError("--weights, --feature and --layers go with a --net")
+    if longer_side is None:
+        longer_side = 0 if spec or method else LONGER_SIDE
+    begin = time.perf_counter()
     found = match(
         first,
         second,
@@ -124,19 +155,36 @@ def command(
         mutual=mutual,
         ratio=ratio,
         step=None if net else step,
+        longer_side=longer_side,
+        device=the_device(options),
         names=(image1, image2),
         keep_lost=True,
     )
-    for out in (*outs, *filter(None, [plot])):
-        write(out, found)
+    seconds = time.perf_counter() - begin
+    by = method or (Path(spec).stem if spec else BEST)
+    said = f"{len(found)} {'mutual ' if mutual else ''}matches by {by}"
     lost = len(found) - len(found.known)
+    title = said if len(found) - lost <= MOST else f"{said}, {MOST} of them drawn"
+    for out in (*outs, *filter(None, [plot])):
+        write(out, found, **({"title": title} if out.lower().endswith(PICTURES) else {}))
     if as_json:
-        said = outs[0] if len(outs) == 1 else list(outs)
-        click.echo(json.dumps({"matches": len(found), "lost": lost, "out": said, "plot": plot}))
+        report = {
+            "by": by,
+            "matches": len(found),
+            "lost": lost,
+            "seconds": round(seconds, 3),
+            "out": outs[0] if len(outs) == 1 else list(outs),
+            "plot": plot,
+        }
+        click.echo(json.dumps(report))
         return
     why = "in no cell's box" if found.measure == "confidence" else "in a patch without features"
     nowhere = f", {lost} of them nan: {why}" if lost else ""
-    click.echo(f"{len(found)} matches written to {', '.join(outs)}{nowhere}")
+    large = 0 < longer_side < max(map(max, found.sizes))
+    at = f", of images made {longer_side} pixels large" if large else ""
+    click.echo(f"{said} in {seconds:.1f} s{at}{nowhere}")
+    if outs:
+        click.echo(f"written to {', '.join(outs)}")
     if plot:
         click.echo(f"picture written to {plot}")
 
@@ -171,14 +219,16 @@ def _matcher(
     layers: Sequence[int] | None,
     options: dict[str, Any],
 ) -> Matcher:
+    from cortado.nets import models
     from cortado.nets.matching import Matcher
 
-    if weights is None:
+    found = weights or models.weights_of(spec)
+    if found is None:
         raise click.UsageError("name the net's --weights: a new net's are random")
     if step is not None and step <= 0:
         raise click.BadParameter(f"--step: expected pixels above 0, got {step:g}")
     message, device = with_layers(spec, layers), the_device(options)
-    return Matcher(message, weights, device=device, feature=feature, step=step or 0)
+    return Matcher(message, found, device=device, feature=feature, step=step or 0)
 
 
 def _expect_cells(matcher: Matcher, path: str, image: np.ndarray) -> None:

@@ -22,8 +22,8 @@ Image: TypeAlias = str | Path | npt.NDArray[Any]
 """A file, or an array [H, W] or [H, W, 3], RGB, uint8 or floats in 0..1."""
 
 METHODS = dense_descriptors.DESCRIPTORS
-DEFAULT = "daisy"
 STEP = 4.0  # pixels between the candidates of descriptors
+LONGER_SIDE = 1024  # pixels of an image whose every cell is matched in seconds; 4000 take an hour
 APART = 16.0  # pixels from the match to the runner-up of the ratio test: as UCN's hard negatives are
 
 
@@ -129,6 +129,7 @@ def match(
     ratio: float | None = None,
     apart: float = APART,
     step: float | None = None,
+    longer_side: int | None = None,
     device: str | torch.device = "cpu",
     names: tuple[str, str] | None = None,
     keep_lost: bool = False,
@@ -137,18 +138,21 @@ def match(
 
     Images are files, or arrays [H, W] or [H, W, 3], RGB, uint8 or floats in 0..1. What compares them:
 
-    net, weights: a spec with a ``match_param`` (its file, or its name if it comes with cortado) and a
-    file of weights, or a :class:`~cortado.nets.matching.Matcher`, which is worth keeping for several
-    pairs; feature: a map of the net that is matched by instead of its ``match_param``'s.
-    method: without a net, descriptors: "daisy" (the default), "sift" (upright), "sift-oriented", or
-    OpenCV's learned ones, "beblid" and "beblid-oriented".
+    net, weights: by default the trained net that comes with cortado. Or a spec with a ``match_param``
+    (its file, or its name if it comes with cortado) and a file of weights, which may be left out where
+    they come with cortado, too (:func:`cortado.nets.models.names`). Or a
+    :class:`~cortado.nets.matching.Matcher`, such as ``cortado.pretrained()`` gives, which is worth
+    keeping for several pairs. feature: a map of the net that is matched by instead of its
+    ``match_param``'s.
+    method: in place of a net, descriptors: "daisy", "sift" (upright), "sift-oriented", or OpenCV's
+    learned ones, "beblid" and "beblid-oriented".
 
     What is matched:
 
     points: [P, 2], (x, y) in pixels of A, or "fast" for FAST corners of A; by default a grid. Points
     whose features are all 0, as a flat patch's are, match nothing.
-    step: the candidates in B, and the grid in A, are every so many pixels; by default 4, or a net's own
-    cells. keep_lost: a point without a match, as nets with a confidence have, is a row of nan.
+    step: the candidates in B, and the grid in A, are every so many pixels; by default a net's own
+    cells, or 4. keep_lost: a point without a match, as nets with a confidence have, is a row of nan.
 
     Which matches are kept:
 
@@ -157,23 +161,30 @@ def match(
     ratio: those whose distance is less than ``ratio`` times that of the nearest candidate more than
     ``apart`` pixels from the match (Lowe's test for dense candidates); 0.8 to 0.95 are usual.
 
+    longer_side: larger images are made so small first, and ``step`` and ``apart`` are in pixels of what
+    is matched; 0: none is. By default 1024 where neither a net nor a method is named, else 0.
     device: where a net runs. names: what the images are called in exports; by default their paths, or
     "image1" and "image2".
 
     Raises ValueError for what cannot be matched, and :class:`SpecError` for a net that cannot.
     """
-    _expect(number, ratio, apart, step)
+    _expect(number, ratio, apart, step, longer_side)
     finder = open_finder(net, weights, feature, method, step, device)
-    one, other = _opened(image_a, "image_a"), _opened(image_b, "image_b")
-    asked = None if points is None else _asked(points, one)
+    given = _opened(image_a, "image_a"), _opened(image_b, "image_b")
+    asked = None if points is None else _asked(points, given[0])
+    if longer_side is None:
+        longer_side = LONGER_SIDE if net is None and method is None else 0
+    (one, ratio1), (other, ratio2) = (_limited(image, longer_side) for image in given)
+    asked = None if asked is None else _scaled(asked, ratio1)
     if finder.measure == "confidence":
         if ratio is not None:
             raise ValueError("a ratio test compares distances: this net has a confidence")
         rows = _by_confidence(cast("Matcher", finder), one, other, asked, mutual)
     else:
         rows = by_features(finder, one, other, asked, mutual, ratio, apart)
+    rows[:, :2], rows[:, 2:4] = _scaled(rows[:, :2], 1 / ratio1), _scaled(rows[:, 2:4], 1 / ratio2)
     called = names or (_name(image_a, "image1"), _name(image_b, "image2"))
-    sizes = ((one.shape[0], one.shape[1]), (other.shape[0], other.shape[1]))
+    sizes = ((given[0].shape[0], given[0].shape[1]), (given[1].shape[0], given[1].shape[1]))
     made = Matches(rows, called, sizes, finder.measure, (image_a, image_b))
     made = made if keep_lost else made.known
     return made if number is None else made.best(number)
@@ -245,21 +256,24 @@ def open_finder(
     device: str | torch.device = "cpu",
 ) -> Finder:
     """What :func:`match` matches by; raises ValueError for what does not go together."""
-    if net is None:
-        if (weights, feature) != (None, None):
-            raise ValueError("weights and a feature go with a net")
-        name = DEFAULT if method is None else method
-        if name not in METHODS:
-            raise ValueError(f'no method "{name}": expected one of {", ".join(METHODS)}')
-        return Descriptors(METHODS[name], STEP if step is None else step)
+    if net is None and (weights, feature) != (None, None):
+        raise ValueError("weights and a feature go with a net")
     if method is not None:
-        raise ValueError("give a net or a method, not both")
+        if net is not None:
+            raise ValueError("give a net or a method, not both")
+        if method not in METHODS:
+            raise ValueError(f'no method "{method}": expected one of {", ".join(METHODS)}')
+        return Descriptors(METHODS[method], STEP if step is None else step)
+    from cortado.nets import models
     from cortado.nets.matching import Matcher
 
+    if net is None:
+        return models.pretrained(device=device, step=step or 0)
     if isinstance(net, Matcher):
         if (weights, feature, step) != (None, None, None):
             raise ValueError("a Matcher has its weights, feature and step: give them to it")
         return net
+    weights = weights or models.weights_of(net)
     matcher = Matcher(net, weights, device=device, feature=feature, step=step or 0)
     if matcher.net.params and weights is None:
         raise ValueError("name the net's weights: a new net's are random")
@@ -287,7 +301,7 @@ def by_features(
     candidates = finder.candidates(other)
     if not len(candidates.points):
         raise ValueError("no candidate lies in image_b: it is too small for this step")
-    candidates = Described(candidates.points, _told(candidates.features))
+    candidates = Described(candidates.points, told(candidates.features))
     own = finder.candidates(one, 0) if mutual or asked is None else None
     if asked is None:
         assert own is not None
@@ -295,14 +309,14 @@ def by_features(
         points, query = own.points[inside], own.features[inside]
     else:
         points, query = torch.from_numpy(asked).to(candidates.points), finder.at(one, asked)
-    query = _told(query)
+    query = told(query)
     row, distance = neighbours.nearest(query, candidates.features)
     kept = torch.ones_like(row, dtype=torch.bool)
     if ratio is not None:
         kept &= distance < ratio * neighbours.runner_up(query, candidates, row, apart)
     if mutual and len(row):
         assert own is not None
-        own = Described(own.points, _told(own.features))
+        own = Described(own.points, told(own.features))
         kept &= neighbours.returns(points, row, candidates.features, own, finder.spacing(one))
     score = 1 - distance.double() ** 2 / 4
     matched = candidates.points[row]
@@ -311,7 +325,7 @@ def by_features(
     return cast(Array, found[kept].cpu().numpy())
 
 
-def _told(features: torch.Tensor) -> torch.Tensor:
+def told(features: torch.Tensor) -> torch.Tensor:
     """Features [P, C], NaN where they are all 0 and tell nothing: as near to each other as can be, and
     at one distance from every other of unit length."""
     return features.masked_fill(~features.any(1, keepdim=True), float("nan"))
@@ -354,6 +368,26 @@ def _opened(image: Image, name: str) -> npt.NDArray[np.uint8]:
         raise ValueError(f"{name}: {error}") from None
 
 
+def _limited(image: npt.NDArray[np.uint8], longer_side: int) -> tuple[npt.NDArray[np.uint8], Array]:
+    """An image, its longer side at most so many pixels, and its pixels in x and y to one of the given.
+    What is finer than the new pixels is smoothed away first; 0 leaves every image as it is."""
+    import torch
+    from cortado.layers._runtime.transform import limited_size
+
+    size = limited_size(image.shape[0], image.shape[1], longer_side)
+    if size == image.shape[:2]:
+        return image, np.ones(2)
+    blob = torch.from_numpy(image.transpose(2, 0, 1).copy())[None].float()
+    made = torch.nn.functional.interpolate(blob, size, mode="bilinear", antialias=True)
+    ratio = np.divide(size[::-1], image.shape[1::-1])
+    return made[0].permute(1, 2, 0).round().byte().numpy(), ratio
+
+
+def _scaled(points: Array, ratio: Array) -> Array:
+    """Points [P, 2] in pixels of another size, whose image begins at the same corner."""
+    return points if (ratio == 1).all() else (points + 0.5) * ratio - 0.5
+
+
 def _name(image: Image, name: str) -> str:
     return str(image) if isinstance(image, (str, Path)) else name
 
@@ -378,7 +412,9 @@ def _asked(points: npt.ArrayLike | str, image: npt.NDArray[np.uint8]) -> Array:
     return asked
 
 
-def _expect(number: int | None, ratio: float | None, apart: float, step: float | None) -> None:
+def _expect(
+    number: int | None, ratio: float | None, apart: float, step: float | None, longer_side: int | None
+) -> None:
     if number is not None and number < 1:
         raise ValueError(f"number: expected at least 1, got {number}")
     if ratio is not None and not 0 < ratio <= 1:
@@ -387,3 +423,5 @@ def _expect(number: int | None, ratio: float | None, apart: float, step: float |
         raise ValueError(f"apart: expected pixels, got {apart}")
     if step is not None and not 0 < step < np.inf:
         raise ValueError(f"step: expected pixels above 0, got {step}")
+    if longer_side is not None and longer_side < 0:
+        raise ValueError(f"longer_side: expected pixels, or 0 for all images, got {longer_side}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -74,6 +75,16 @@ def traffic(count: float, device: str | torch.device = "cpu") -> Call:
     source = torch.ones(max(1, int(count) // 2), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return partial(target.copy_, source)
+
+
+def peak_rss_mib() -> int:
+    """The process's largest resident memory so far; 0 where the system does not tell."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20)
 
 
 def peak(call: Call) -> float:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MOST = 60  # matches that are drawn unless more are asked for
+NARROWEST, WIDEST = 800, 2560  # pixels of a picture: titles, numbers and lines stay readable
+
 
 def draw_matches(
     path: str | Path,
@@ -22,7 +25,7 @@ def draw_matches(
     error: np.ndarray | None = None,
     *,
     limit: float = 10.0,
-    most: int = 60,
+    most: int = MOST,
     title: str = "",
 ) -> None:
     """Save two images side by side with lines between matches.
@@ -108,7 +111,7 @@ def _side_by_side(
     canvas = np.full((height, width, 3), 255, np.uint8)
     for left, each in zip(begins, images, strict=True):
         canvas[: each.shape[0], left : left + each.shape[1]] = each
-    zoom = max(1.0, 800 / width)  # titles and numbers stay readable
+    zoom = min(max(1.0, NARROWEST / width), WIDEST / width)
     size = (width * zoom / 100, height * zoom / 100 + 0.4)
     figure = Figure(figsize=size, dpi=100, layout="constrained")
     axes = figure.subplots()

@@ -15,6 +15,7 @@ from cortado.prototxt_like import SpecError, load, schema
 from cortado.tools.cli import main
 from cortado.tools.convert import head, write_spec
 from google.protobuf import text_format
+from safetensors.torch import load_file
 from shared import SHARED, needs_shared
 
 SPECS = sorted(spec_path("ucn_hn").parent.glob("*.yaml"))
@@ -143,6 +144,24 @@ def test_weights(suffix, tmp_path, monkeypatch, capsys):
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_weights_in_float16(suffix, tmp_path, monkeypatch, capsys):
+    """Are half the size, and float32 again in a net."""
+    monkeypatch.chdir(tmp_path)
+    Path("net.yaml").write_text(NET)
+    net = Net("net.yaml", seed=5)
+    save(net, "net.caffemodel")
+    with pytest.raises(SystemExit) as stop:
+        main(["convert", "net.caffemodel", f"new{suffix}", "--net", "net.yaml", "--half"])
+    assert stop.value.code == 0
+    read = load_file("new.safetensors") if suffix == ".safetensors" else torch.load("new.pth")
+    assert {blob.dtype for blob in read.values()} == {torch.float16}
+    again = Net("net.yaml", seed=6, weights=f"new{suffix}")
+    for ours, theirs in zip(again.params["a"], net.params["a"], strict=True):
+        assert ours.dtype == torch.float32
+        assert torch.equal(ours, theirs.half().float())
+
+
 def test_weights_of_npz(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("net.yaml").write_text(NET)
@@ -169,13 +188,24 @@ def test_weights_of_npz(tmp_path, monkeypatch, capsys):
             ("net.caffemodel", "w.h5", "--net", "more.yaml"),
             "net.caffemodel lacks layers of more.yaml: b",
         ),
+        (
+            ("net.caffemodel", "w.h5", "--net", "net.yaml", "--half"),
+            "--half: .h5 holds float32",
+        ),
+        (
+            ("large.caffemodel", "w.pth", "--net", "net.yaml", "--half"),
+            'large.caffemodel: layer "a" has numbers beyond the range of float16',
+        ),
     ],
 )
 def test_mistakes_write_nothing(args, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("net.yaml").write_text(NET)
     Path("more.yaml").write_text(NET + NET.split("\n", 2)[2].replace(": a,", ": b,"))
-    save(Net("net.yaml", seed=5), "net.caffemodel")
+    net = Net("net.yaml", seed=5)
+    save(net, "net.caffemodel")
+    net.params["a"][1].data[1] = -65520
+    save(net, "large.caffemodel")
     before = sorted(tmp_path.iterdir())
     with pytest.raises(SystemExit) as stop:
         main(["convert", *args])

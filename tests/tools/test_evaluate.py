@@ -20,6 +20,7 @@ from cortado.layers._runtime.images import read_image
 from cortado.layers._runtime.keypoint_pairs import KeypointPair, open_pairs
 from cortado.layers._runtime.measured_pairs import open_measured
 from cortado.layers.metrics.label_transfer import filled
+from cortado.nets import models
 from cortado.nets.evaluation import ByNet, Descriptions, evaluate, give_back, identity, spread
 from cortado.nets.matching import Matcher
 from cortado.nets.net import Net
@@ -481,6 +482,22 @@ def test_differences_are_paired(scenes: Path, capfd: pytest.CaptureFixture[str])
     assert less == [(f"{100 * mean:+.2f}", " *") for mean in found["mean"]]
     alone = reported(capfd, *args, "--limit", "1")["differences"]["identity"]
     assert (alone["standard_error"], alone["counts"]) == (None, [False] * 3)
+
+
+def test_a_net_that_comes_with_cortado(scenes: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Has its weights, unless others are given."""
+    options = (*STEREO, "--points", "60")
+    report = reported(capfd, "ucn_hn", *options)
+    weights = str(models.weights("ucn_hn"))
+    assert (report["net"], report["weights"]) == ("ucn_hn", weights)
+    given = reported(capfd, "ucn_hn", "--weights", weights, *options)
+    assert given["records"] == report["records"]
+    save(Net("ucn_hn", stages=("deploy",), seed=0), "new.safetensors")
+    other = reported(capfd, "ucn_hn", "--weights", "new.safetensors", *options)
+    assert other["weights"] == "new.safetensors"
+    assert other["records"] != report["records"]
+    code, _, err = run(capfd, "ucn_demo_hn", *options)
+    assert (code, "name the net's --weights: a new net's are random" in err) == (2, True)
 
 
 def test_blobs_of_a_net(scenes: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,9 +1,11 @@
-"""``cortado match`` without a net, its tests of matches and its files; with a net see test_cli.py."""
+"""``cortado match`` by descriptors and by the nets that come with cortado, its tests of matches and its
+files; by a net of one's own see test_cli.py."""
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 import sqlite3
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 import skimage.data
+from cortado.nets import models
 from cortado.nets.net import Net
 from cortado.nets.weights import save
 from cortado.tools.cli import main
@@ -37,6 +40,10 @@ def run(capfd: Capture, *arguments: str) -> tuple[int, str, str]:
     return int(end.value.code or 0), out, err
 
 
+def without_seconds(out: str) -> str:
+    return re.sub(r" in \d+\.\d s", "", out)
+
+
 def read(path: str) -> tuple[list[str], np.ndarray]:
     with open(path, newline="") as file:
         head, *rows = csv.reader(file)
@@ -44,11 +51,69 @@ def read(path: str) -> tuple[list[str], np.ndarray]:
 
 
 def test_two_images_are_enough(folder: Path, capfd: Capture) -> None:
-    code, out, _ = run(capfd, "a.png", "b.png", "--out", "m.csv")
-    assert (code, out) == (0, "1200 matches written to m.csv\n")
+    """The best net's mutual matches, in a table and a picture."""
+    code, out, _ = run(capfd, "a.png", "b.png")
+    head, rows = read("matches.csv")
+    assert code == 0
+    assert without_seconds(out) == (
+        f"{len(rows)} mutual matches by {models.BEST}\n"
+        "written to matches.csv\npicture written to matches.png\n"
+    )
+    assert head == ["x1", "y1", "x2", "y2", "distance"]
+    wanted = cortado.match("a.png", "b.png", net=cortado.pretrained(), mutual=True)
+    np.testing.assert_allclose(rows[:, :4], wanted.rows[:, :4], rtol=1e-5)
+    np.testing.assert_allclose(rows[:, 4], wanted.measured, atol=1e-4)
+    moved = rows[:, :2] - rows[:, 2:4]
+    assert len(rows) > 500
+    assert (np.abs(moved - [8, 4]).max(1) <= 4).mean() > 0.8
+    assert imread("matches.png").shape[1] >= 800
+
+
+def test_what_is_asked_for_is_all_that_is_written(folder: Path, capfd: Capture) -> None:
+    """And is no more chosen from than was asked for."""
+    before = {path.name for path in folder.iterdir()}
+    code, out, _ = run(capfd, "a.png", "b.png", "--plot", "p.png")
+    every = len(cortado.match("a.png", "b.png"))
+    said = f"{every} matches by {models.BEST}\npicture written to p.png\n"
+    assert (code, without_seconds(out)) == (0, said)
+    assert {path.name for path in folder.iterdir()} == before | {"p.png"}
+    Path("p.csv").write_text("x1,y1\n60.5,50\n80,40\n")
+    code, *_ = run(capfd, "a.png", "b.png", "--points", "p.csv")
+    assert read("matches.csv")[1][:, :2].tolist() == [[60.5, 50], [80, 40]]
+
+
+def test_a_large_image_is_made_smaller(folder: Path, capfd: Capture) -> None:
+    for name in "ab":
+        image = imread(f"{name}.png")
+        imsave(f"{name}.png", image.repeat(2, 0).repeat(2, 1), check_contrast=False)
+    code, out, _ = run(capfd, "a.png", "b.png", "--longer-side", "160", "--out", "m.csv")
+    wanted = cortado.match("a.png", "b.png", longer_side=160)
+    said = f"{len(wanted)} matches by {models.BEST}, of images made 160 pixels large\n"
+    assert (code, without_seconds(out)) == (0, f"{said}written to m.csv\n")
+    np.testing.assert_allclose(read("m.csv")[1][:, :4], wanted.rows[:, :4], rtol=1e-5)
+    assert wanted.points1.max() > 160
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_a_net_that_comes_with_cortado_has_its_weights(folder: Path, capfd: Capture, name: str) -> None:
+    code, out, _ = run(capfd, "a.png", "b.png", "--net", name, "--step", "5", "--out", "m.csv")
+    wanted = cortado.match("a.png", "b.png", net=name, step=5)
+    assert (code, without_seconds(out)) == (0, f"{len(wanted)} matches by {name}\nwritten to m.csv\n")
+    np.testing.assert_allclose(read("m.csv")[1][:, :4], wanted.rows[:, :4], rtol=1e-5)
+    specs = (folder / name, Path(f"{name}.yaml"))
+    for spec in specs:  # one's own of the same name has its own weights
+        spec.write_text(models.specs.path("ucn_demo_hn").read_text())
+        code, _, err = run(capfd, "a.png", "b.png", "--net", spec.name, "--out", "m.csv")
+        assert (code, "name the net's --weights: a new net's are random" in err) == (2, True)
+
+
+def test_by_descriptors(folder: Path, capfd: Capture) -> None:
+    code, out, _ = run(capfd, "a.png", "b.png", "--method", "daisy", "--out", "m.csv")
+    said = "1200 matches by daisy\nwritten to m.csv\n"
+    assert (code, without_seconds(out)) == (0, said)
     head, rows = read("m.csv")
     assert head == ["x1", "y1", "x2", "y2", "distance"]
-    wanted = cortado.match("a.png", "b.png")
+    wanted = cortado.match("a.png", "b.png", method="daisy")
     np.testing.assert_allclose(rows, np.column_stack([wanted.rows[:, :4], wanted.measured]), rtol=1e-5)
     moved = rows[:, :2] - rows[:, 2:4]
     assert (np.abs(moved - [8, 4]).max(1) == 0).mean() > 0.8
@@ -57,13 +122,16 @@ def test_two_images_are_enough(folder: Path, capfd: Capture) -> None:
 def test_the_options_of_a_match(folder: Path, capfd: Capture) -> None:
     options = ["--method", "sift", "--mutual", "--ratio", "0.9", "--number", "50", "--step", "2"]
     code, out, _ = run(capfd, "a.png", "b.png", *options, "--points", "fast", "--out", "m.csv")
-    assert (code, out) == (0, "50 matches written to m.csv\n")
+    said = "50 mutual matches by sift\nwritten to m.csv\n"
+    assert (code, without_seconds(out)) == (0, said)
     given = {"mutual": True, "ratio": 0.9, "number": 50, "points": "fast", "step": 2}
     wanted = cortado.match("a.png", "b.png", method="sift", **given)
     np.testing.assert_allclose(read("m.csv")[1][:, :4], wanted.rows[:, :4], rtol=1e-5)
     Path("p.csv").write_text("x1,y1\n60.5,50\n80,40\n")
     code, out, _ = run(capfd, "a.png", "b.png", "--points", "p.csv", "--out", "m.csv", "--json")
-    assert json.loads(out) == {"matches": 2, "lost": 0, "out": "m.csv", "plot": None}
+    report = json.loads(out)
+    assert 0 < report.pop("seconds") < 60
+    assert report == {"by": models.BEST, "matches": 2, "lost": 0, "out": "m.csv", "plot": None}
     assert read("m.csv")[1][:, :2].tolist() == [[60.5, 50], [80, 40]]
 
 
@@ -81,9 +149,11 @@ def test_a_net_by_another_of_its_maps(folder: Path, capfd: Capture) -> None:
 def test_a_file_of_each_kind(folder: Path, capfd: Capture) -> None:
     names = ["m.csv", "m.db", "m.txt", "m.h5", "m.png", "M.JPG"]
     outs = [word for name in names for word in ("--out", name)]
-    code, out, _ = run(capfd, "a.png", "b.png", "--number", "30", *outs, "--plot", "p.png")
+    asked = ("--method", "daisy", "--number", "30")
+    code, out, _ = run(capfd, "a.png", "b.png", *asked, *outs, "--plot", "p.png")
     assert code == 0
-    assert out == f"30 matches written to {', '.join(names)}\npicture written to p.png\n"
+    written = f"written to {', '.join(names)}\npicture written to p.png\n"
+    assert without_seconds(out) == f"30 matches by daisy\n{written}"
     assert len(read("m.csv")[1]) == 30
     database = sqlite3.connect("m.db")
     assert database.execute("SELECT name FROM images").fetchall() == [("a.png",), ("b.png",)]
@@ -96,7 +166,7 @@ def test_a_file_of_each_kind(folder: Path, capfd: Capture) -> None:
         assert (len(found), (found[()] >= 0).sum()) == (30, 30)
         assert len(features["a.png/keypoints"]) == 30
     assert imread("m.png").shape == imread("p.png").shape
-    code, out, _ = run(capfd, "a.png", "b.png", "--number", "3", *outs[:4], "--json")
+    code, out, _ = run(capfd, "a.png", "b.png", *asked, *outs[:4], "--json")
     assert json.loads(out)["out"] == ["m.csv", "m.db"]
 
 
@@ -117,6 +187,11 @@ def test_a_file_of_each_kind(folder: Path, capfd: Capture) -> None:
             ("--out", "m.csv", "--net", "ucn_demo_hn"),
             "name the net's --weights: a new net's are random",
         ),
+        (("--weights", "a.png"), "--weights, --feature and --layers go with a --net"),
+        (
+            ("--plot", "matches.csv"),
+            "--plot: expected a file ending in .png, .jpg, .pdf, .svg, got mat",
+        ),
         (
             ("--out", "m.csv", "--method", "surf"),
             "'surf' is not one of 'daisy', 'sift', 'sift-oriented'",
@@ -127,6 +202,7 @@ def test_a_file_of_each_kind(folder: Path, capfd: Capture) -> None:
         ),
         (("--out", "m.csv", "--number", "0"), "error: number: expected at least 1, got 0"),
         (("--out", "m.csv", "--step", "-1"), "error: step: expected pixels above 0, got -1"),
+        (("--out", "m.csv", "--longer-side", "-1"), "-1 is not in the range x>=0"),
     ],
 )
 def test_what_a_user_gets_wrong(
@@ -154,13 +230,13 @@ def test_flat_patches_have_no_matches(folder: Path, capfd: Capture) -> None:
     image[:, :80] = 99
     imsave("a.png", image)
     Path("p.csv").write_text("x1,y1\n20,60\n120,60\n")
-    arguments = ("a.png", "b.png", "--points", "p.csv", "--out", "m.csv")
+    arguments = ("a.png", "b.png", "--method", "daisy", "--points", "p.csv", "--out", "m.csv")
     code, out, _ = run(capfd, *arguments)
-    said = "2 matches written to m.csv, 1 of them nan: in a patch without features\n"
-    assert (code, out) == (0, said)
+    said = "2 matches by daisy, 1 of them nan: in a patch without features\nwritten to m.csv\n"
+    assert (code, without_seconds(out)) == (0, said)
     assert Path("m.csv").read_text().splitlines()[1] == "20,60,nan,nan,nan"
     code, out, _ = run(capfd, *arguments, "--number", "2")
-    assert (code, out) == (0, "1 matches written to m.csv\n")
+    assert (code, without_seconds(out)) == (0, "1 matches by daisy\nwritten to m.csv\n")
 
 
 def test_images_of_one_name(folder: Path, capfd: Capture) -> None:

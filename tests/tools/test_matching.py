@@ -9,12 +9,13 @@ import cortado
 import numpy as np
 import pytest
 import skimage.data
+from cortado.nets import models
 from cortado.nets.matching import Matcher
 from cortado.nets.net import Net
 from cortado.nets.weights import save
 from cortado.prototxt_like import SpecError
 from cortado.tools import matching
-from cortado.tools.matching import METHODS, Descriptors, Matches
+from cortado.tools.matching import METHODS, Descriptors, Matches, _limited
 from hyperpixel_toy import SMALL
 from skimage.io import imsave
 
@@ -138,6 +139,43 @@ def test_images_are_files_or_arrays_of_any_kind(
     np.testing.assert_array_equal(one, other)
 
 
+def test_larger_images_are_made_smaller() -> None:
+    """Each by its own ratio; points go there and back, and nothing finer than a pixel is left."""
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    first, second = small.repeat(3, 0).repeat(3, 1), small.repeat(6, 0).repeat(6, 1)
+    points = np.array([[19.0, 16.0], [40.0, 43.0], [100.0, 70.0]])  # centres of small's pixels
+    given: dict[str, Any] = {"method": "patches", "step": 1, "longer_side": 40}
+    found = cortado.match(first, second, points=points, **given)
+    assert found.sizes == ((90, 120), (180, 240))
+    np.testing.assert_allclose(found.points1, points)
+    np.testing.assert_allclose(found.points2, 2 * points + 0.5, atol=4)
+    inside = cortado.match(first, second, **given)
+    assert len(inside) == 30 * 40
+    np.testing.assert_allclose(inside.points1[[0, -1]], [[1, 1], [118, 88]])
+    assert (np.abs(inside.points2 - (2 * inside.points1 + 0.5)).max(1) < 1e-9).mean() > 0.9
+    as_it_is = cortado.match(small, small, method="patches", step=1)
+    np.testing.assert_array_equal(cortado.match(small, small, **{**given, "longer_side": 41}), as_it_is)
+    fine = np.zeros((90, 120), np.uint8)
+    fine[:, ::3] = 240  # which not smoothing would take for black
+    smaller, ratio = _limited(fine[..., None].repeat(3, 2), 40)
+    assert ratio.tolist() == [1 / 3, 1 / 3]
+    assert np.abs(smaller[:, 1:-1].astype(int) - 80).max() <= 10
+
+
+def test_by_default_they_are_unless_a_net_or_a_method_is_named(
+    photographs: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matching, "LONGER_SIDE", 50)
+    small = cortado.match(*photographs, longer_side=50)
+    np.testing.assert_array_equal(cortado.match(*photographs), small)
+    assert (small.points2 % 4 != 0).any()
+    for named in ({"net": cortado.pretrained()}, {"net": "ucn_hn"}, {"method": "sift"}):
+        found = cortado.match(*photographs, **named)
+        assert len(found) > len(small)
+        np.testing.assert_array_equal(cortado.match(*photographs, **named, longer_side=0), found)
+
+
 def test_fast_corners(photographs: tuple[np.ndarray, np.ndarray]) -> None:
     found = cortado.match(*photographs, method="patches", points="fast")
     grey = np.rint(photographs[0] @ [0.299, 0.587, 0.114])
@@ -164,8 +202,8 @@ def test_what_matches_are(photographs: tuple[np.ndarray, np.ndarray]) -> None:
     np.testing.assert_allclose(1 - found.measured**2 / 4, found.score)
 
 
-@pytest.mark.parametrize("method", [None, *METHODS])
-def test_every_method_finds_a_shift(method: str | None) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_finds_a_shift(method: str) -> None:
     image = skimage.data.astronaut()[100:200, 180:300]
     found = cortado.match(image[:, :-24], image[8:, 24:], method=method, mutual=True, ratio=0.9)
     inside = (found.points1 >= [44, 28]).all(1) & (found.points2 <= [76, 72]).all(1)
@@ -202,6 +240,27 @@ def test_nets(photographs: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> Non
     lead = np.linalg.norm(back - points, axis=1) <= 4
     np.testing.assert_array_equal(kept.rows[:, :4], np.column_stack([points, wanted])[lead])
     assert 0 < len(kept) < len(found)
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_nets_that_come_with_cortado(name: str, photographs: tuple[np.ndarray, np.ndarray]) -> None:
+    """By their names, with their own weights unless others are given."""
+    found = cortado.match(*photographs, net=name)
+    np.testing.assert_array_equal(cortado.match(*photographs, net=cortado.pretrained(name)), found)
+    np.testing.assert_array_equal(cortado.match(*photographs, net=models.specs.path(name)), found)
+    again = cortado.match(*photographs, net=name, weights=models.weights(name))
+    np.testing.assert_array_equal(again, found)
+    np.testing.assert_array_equal(
+        cortado.match(*photographs, net=name, feature="conv2/norm2", step=5),
+        cortado.match(*photographs, net=cortado.pretrained(name, feature="conv2/norm2", step=5)),
+    )
+
+
+def test_the_best_of_them_is_the_default(photographs: tuple[np.ndarray, np.ndarray]) -> None:
+    for step in (None, 5):
+        found = cortado.match(*photographs, step=step)
+        matcher = cortado.pretrained(models.BEST, step=step or 0)
+        np.testing.assert_array_equal(found, cortado.match(*photographs, net=matcher))
 
 
 def test_a_net_with_a_confidence(photographs: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
@@ -273,6 +332,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "number": ({"number": 0}, "number: expected at least 1, got 0"),
     "ratio": ({"ratio": 0}, "ratio: expected a number above 0 and at most 1, got 0"),
     "step": ({"step": 0}, "step: expected pixels above 0, got 0"),
+    "longer side": ({"longer_side": -1}, "longer_side: expected pixels, or 0 for all images, got -1"),
     "apart": ({"apart": -1}, "apart: expected pixels, got -1"),
     "points": ({"points": [1, 2]}, r"points: expected \[P, 2\] of them, got \[2\]"),
     "word": ({"points": "slow"}, r'points: expected \[P, 2\] of them, or "fast", got "slow"'),
@@ -321,7 +381,6 @@ def test_the_tables_name_the_same() -> None:
     from cortado.tools import match, options
 
     assert tuple(name for name in METHODS if name != "patches") == options.DESCRIPTORS
-    assert matching.DEFAULT in METHODS
     assert match.FAST == FAST
 
 
