@@ -1,6 +1,6 @@
-"""GoogLeNet and SqueezeNet as plain torch modules, written by hand, to compare nets of a spec with.
+"""GoogLeNet, SqueezeNet and UCN as plain torch modules, written by hand, to compare nets of specs with.
 
-Their parameters stand in the order of the specs' (:mod:`benchmarks.net_specs`).
+Their parameters stand in the order of the specs' (:mod:`benchmarks.net_specs`, ``ucn_hn``).
 """
 
 from __future__ import annotations
@@ -113,6 +113,80 @@ class SqueezeNet(nn.Module):
                 x = F.max_pool2d(x, 3, 2, ceil_mode=True)
         x = F.relu(self.conv10(F.dropout(x, 0.5, self.training)))
         return F.softmax(F.adaptive_avg_pool2d(x, 1), 1)
+
+
+class TransformedInception(nn.Module):
+    """Inception 4a of Choy et al. 2016, supplement 2: a cell's patches transformed by its own theta."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        into, one, reduce3, three, reduce5, five, pooled = INCEPTIONS["4a"]
+        self.one = nn.Conv2d(into, one, 1)
+        self.reduce3 = nn.Conv2d(into, reduce3, 1)
+        self.reduce5 = nn.Conv2d(into, reduce5, 1)
+        self.theta3 = _theta(reduce3)
+        self.theta5 = _theta(reduce5)
+        self.three = nn.Conv2d(reduce3, three, 3, 3)
+        self.five = nn.Conv2d(reduce5, five, 5, 5)
+        self.pool = nn.Conv2d(into, pooled, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, reduced3, reduced5 = F.relu(self.one(x)), F.relu(self.reduce3(x)), F.relu(self.reduce5(x))
+        three = F.relu(self.three(_patches(reduced3, self.theta3(reduced3), 3)))
+        five = F.relu(self.five(_patches(reduced5, self.theta5(reduced5), 5)))
+        pool = F.relu(self.pool(F.max_pool2d(x, 3, 1, 1)))
+        return torch.cat((one, three, five, pool), 1)
+
+
+def _theta(channels: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(channels, 32, 1), nn.ReLU(), nn.Conv2d(32, 32, 1), nn.ReLU(), nn.Conv2d(32, 4, 1)
+    )
+
+
+def _patches(x: Tensor, theta: Tensor, k: int) -> Tensor:
+    """The k x k patch around each cell of [N, C, H, W], side by side, by theta and the identity."""
+    n, _, height, width = x.shape
+    t1, t2, t4, t5 = theta.view(n, 4, height, 1, width, 1).unbind(1)
+    dx = torch.arange(k, dtype=x.dtype) - (k - 1) / 2
+    dy = dx[:, None, None]
+    column = torch.arange(width, dtype=x.dtype)[:, None] + (1 + t1) * dx + t2 * dy
+    row = torch.arange(height, dtype=x.dtype)[:, None, None, None] + t4 * dx + (1 + t5) * dy
+    grid = torch.stack(((2 * column + 1) / width - 1, (2 * row + 1) / height - 1), -1)
+    return F.grid_sample(x, grid.view(n, k * height, k * width, 2), align_corners=False)
+
+
+class UCN(nn.Module):
+    """Choy et al. 2016: images [N, 3, H, W] to 128 channels of unit length at every 4th pixel."""
+
+    def __init__(self, transformed: bool = False) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3)
+        self.reduce2 = nn.Conv2d(64, 64, 1)
+        self.conv2 = nn.Conv2d(64, 192, 3, padding=1)
+        self.inception3a, self.inception3b = Inception(INCEPTIONS["3a"]), Inception(INCEPTIONS["3b"])
+        self.inception4a = TransformedInception() if transformed else Inception(INCEPTIONS["4a"])
+        self.feature = nn.Conv2d(512, 128, 1)
+        self.norm = nn.LocalResponseNorm(5, 1e-4, 0.75)
+
+    def embedding(self, x: Tensor, pad: int) -> Tensor:
+        """Of any length; pad: of the last pooling."""
+        x = self.norm(F.max_pool2d(F.relu(self.conv1(x)), 3, 2, 1, ceil_mode=True))
+        x = self.norm(F.relu(self.conv2(F.relu(self.reduce2(x)))))
+        x = self.inception3b(self.inception3a(F.max_pool2d(x, 3, 1, 1)))
+        return self.feature(self.inception4a(F.max_pool2d(x, 3, 1, pad)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(self.embedding(x, 0))
+
+
+class UCNFast(UCN):
+    """The same of images at half their size, the embedding interpolated to every 4th pixel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embedding(F.avg_pool2d(x, 2, ceil_mode=True), 1)
+        size = (2 * x.shape[2] - 1, 2 * x.shape[3] - 1)
+        return F.normalize(F.interpolate(x, size, mode="bilinear", align_corners=True))
 
 
 PLAIN: dict[str, type[nn.Module]] = {"GoogLeNet": GoogLeNet, "SqueezeNet": SqueezeNet}

@@ -19,7 +19,8 @@ How: the Q x R distances are never held. Tiles of one matrix product give a lowe
 squared distance, ``|r|^2 - 2 q.r + |q|^2`` of centred features less the largest rounding error that
 it can have, of which only the least of each block of 16 references is kept. The blocks of a query
 are then measured by differences in float64, the lowest bound first, until the next bound is above
-the k-th distance found. Rounding thus costs time, never a neighbour.
+the k-th distance found. Rounding thus costs time, never a neighbour. The same product bounds the
+distances of each reference to blocks of queries: :func:`there_and_back`.
 
 *Differs from the original:* indices are 0-based (the released ones 1-based: ``index_base: 1``).
 
@@ -30,12 +31,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -49,8 +51,11 @@ from ._runtime.registry import register
 from ._runtime.samples import Sample
 
 BLOCK = 16  # references that share one bound
-QUERIES, REFERENCES = 1024, 2048  # of one product, large because threads meet after each
+# Of one product: large, because threads meet after each, but what its minima are taken of is still in
+# the cache. REFERENCES / BLOCK are whole vectors of a processor, or amin takes three times as long.
+QUERIES, REFERENCES = 2048, 512
 ELEMENTS = 2**19  # of a temporary: 4 MiB in float64
+BACK = 2**25  # bounds of references and blocks of queries, held at once: 128 MiB in float32
 NONE = torch.iinfo(torch.int64).max  # the index of no reference: sorts last
 
 
@@ -98,9 +103,9 @@ class Images(NamedTuple):
     query: Tensor  # [n, P, C]
     reference: Tensor  # [n, blocks, BLOCK, C]
     valid: Tensor  # [n]: how many references
-    left: Tensor  # [n, P, C + 1]: rows (-2 q', 1)
-    right: Tensor  # [n, tiles, BLOCK, blocks of a tile, C + 1]: rows (r', |r'|^2 less its error)
-    offset: Tensor  # [n, P] float64: |q'|^2 less its error
+    left: Tensor  # [n, P, C + 2]: rows (-2 q', 1, |q'|^2 less its error)
+    right: list[Tensor]  # of tiles [n, C + 2, BLOCK * blocks of it]: (r', |r'|^2 less its error, 1)
+    finite: Tensor  # [n, P]: which queries are
     scale: Tensor  # [n] float64: of q' and r'
 
 
@@ -122,7 +127,8 @@ def forward(
         images = _prepare(query[part], reference[part], num_reference[part])
         for start in range(0, p, stride):
             tile = slice(start, start + stride)
-            found = _search(images, tile, valid[part, tile], k)
+            bounds = _bounds(images.left[:, tile], images.right)
+            found = _search(images, tile, bounds, valid[part, tile], k)
             distance[part, tile], index[part, tile] = found
     return distance.mT.contiguous(), index.mT.contiguous()
 
@@ -133,28 +139,32 @@ def _wide(x: Tensor) -> Tensor:
 
 def _prepare(query: Tensor, reference: Tensor, valid: Tensor) -> Images:
     n, channels, r = reference.shape
-    tiles = -(-r // REFERENCES)
-    columns = -(-r // (tiles * BLOCK))
+    blocks = -(-r // BLOCK)
+    columns = max(1, min(blocks, REFERENCES // BLOCK))
+    tiles = -(-blocks // columns)
     rows = reference.new_zeros(n, tiles * columns * BLOCK, channels)
     rows[:, :r] = reference.mT
     dtype = _product_dtype(query)
-    left = query.new_ones(n, query.shape[2], channels + 1, dtype=dtype)
-    right = query.new_empty(n, tiles, BLOCK, columns, channels + 1, dtype=dtype)
+    left = query.new_ones(n, query.shape[2], channels + 2, dtype=dtype)
+    right = query.new_ones(n, tiles, BLOCK, columns, channels + 2, dtype=dtype)
     centre = reference.mean(2)[:, None].nan_to_num(0, 0, 0)
-    q, x = left[..., :-1], right[..., :-1]
+    q, x = left[..., :-2], right[..., :-2]
     torch.sub(query.mT, centre, out=q)
     torch.sub(_by_tile(rows, right), centre[:, None, None], out=x)
     q_norm, x_norm, scale = _scale(q, x)
     q *= -2
-    # Centring errs by at most u (|q'| + |r'|) in the distance, the product by (C + 2) u
+    # Centring errs by at most u (|q'| + |r'|) in the distance, the product by (C + 3) u
     # (|q'| + |r'|)^2 in its square, where u is half of eps and (a + b)^2 <= 2 (a^2 + b^2).
     info = torch.finfo(dtype)
-    kept = 1 - (channels + 8) * info.eps
-    right[..., -1] = (kept * x_norm.square()).clamp(max=info.max)
+    kept = 1 - (channels + 9) * info.eps
+    left[..., -1] = (kept * q_norm.square()).clamp(max=info.max)
+    right[..., -2] = (kept * x_norm.square()).clamp(max=info.max)
     past = torch.arange(rows.shape[1], device=valid.device) >= valid[:, None]
-    right[..., -1].masked_fill_(_by_tile(past, right), torch.inf)
-    offset = kept * q_norm.square() - 4 * (channels + 1) * info.tiny
-    return Images(query.mT, rows.unflatten(1, (-1, BLOCK)), valid, left, right, offset, scale)
+    right[..., -2].masked_fill_(_by_tile(past, right), torch.inf)
+    widths = [min(columns, blocks - start) for start in range(0, blocks, columns)]
+    factors = [right[:, i, :, :width].flatten(1, 2).mT for i, width in enumerate(widths)]
+    rows = rows.unflatten(1, (-1, BLOCK))[:, :blocks]
+    return Images(query.mT.contiguous(), rows, valid, left, factors, q_norm.isfinite(), scale)
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:
@@ -205,30 +215,43 @@ def _over(scale: Tensor, y: Tensor) -> Tensor:
     return scale.view(-1, *[1] * (y.dim() - 1))
 
 
-def _bounds(left: Tensor, right: Tensor) -> Tensor:
-    """The least bound of each query and block, less the query's offset: ``[n, P, blocks]``."""
-    n, p, channels = left.shape
-    tiles, columns = right.shape[1], right.shape[3]
-    bounds = left.new_empty(n, p, tiles, columns)
-    product = left.new_empty(n, p, BLOCK * columns)
-    for tile in range(tiles):
-        torch.bmm(left, right[:, tile].reshape(n, -1, channels).mT, out=product)
-        torch.amin(product.view(n, p, BLOCK, columns), dim=2, out=bounds[:, :, tile])
-    return bounds.flatten(2)
+def _bounds(left: Tensor, right: list[Tensor], back: Tensor | None = None) -> Tensor:
+    """The least bound of each query and block of references: ``[n, P, blocks]``.
+
+    ``back`` ``[blocks, BLOCK, P / BLOCK]`` gets, of a single image, the least of each reference and
+    block of queries.
+    """
+    n, p, _ = left.shape
+    widths = [tile.shape[2] // BLOCK for tile in right]
+    bounds = left.new_empty(n, p, sum(widths))
+    room, start = left.new_empty(n * p * BLOCK * max(widths)), 0
+    for tile, width in zip(right, widths, strict=True):
+        product = room[: n * p * BLOCK * width].view(n, p, BLOCK * width)
+        torch.bmm(left, tile, out=product)
+        some = slice(start, start + width)
+        torch.amin(product.view(n, p, BLOCK, width), dim=2, out=bounds[..., some])
+        if back is not None:
+            back[some] = product.view(-1, BLOCK, BLOCK, width).amin(1).permute(2, 1, 0)
+        start += width
+    return bounds
 
 
-def _search(images: Images, tile: slice, valid: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Distance and index ``[n, P, k]`` of a tile of queries; those not ``valid`` inf and -1."""
+def _search(
+    images: Images, tile: slice, bounds: Tensor, valid: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
+    """Distance and index ``[n, P, k]`` of a tile of queries, by their bounds ``[n, P, blocks]``, which
+    are spent; those not ``valid`` inf and -1."""
     n, p = valid.shape
     query, reference = images.query[:, tile].flatten(0, 1), images.reference.flatten(0, 1)
-    bounds = _bounds(images.left[:, tile], images.right).flatten(0, 1)
+    bounds = bounds.flatten(0, 1)
     blocks = bounds.shape[1]
     image = torch.arange(n, device=query.device).repeat_interleave(p)
-    count, offset = images.valid[image, None], images.offset[:, tile].flatten()
+    count, finite = images.valid[image, None], images.finite[:, tile].flatten()
+    underflow = 4 * (query.shape[1] + 2) * torch.finfo(bounds.dtype).tiny
     distance = query.new_full((n * p, k), torch.nan)
-    index = torch.arange(k, device=query.device).where(offset.isinf()[:, None], NONE)
+    index = torch.arange(k, device=query.device).where(~finite[:, None], NONE)
     index.masked_fill_((index >= count) | ~valid.reshape(-1, 1), NONE)
-    rows, step = (valid.flatten() & offset.isfinite()).nonzero()[:, 0], k
+    rows, step = (valid.flatten() & finite).nonzero()[:, 0], k
     while len(rows):
         step, unsure = min(step, blocks), []
         for part in rows.split(max(1, ELEMENTS // (BLOCK * max(query.shape[1], 8 * step)))):
@@ -242,7 +265,7 @@ def _search(images: Images, tile: slice, valid: Tensor, k: int) -> tuple[Tensor,
             )
             if step < blocks:
                 bounds[part[:, None], block[:, :step]] = torch.inf
-                limit = _limit(distance[part, -1], offset[part], images.scale[image[part]])
+                limit = _limit(distance[part, -1], images.scale[image[part]]) + underflow
                 unsure.append(part[~(bound[:, step] > limit) & (bound[:, step] < torch.inf)])
         rows, step = torch.cat(unsure) if unsure else rows[:0], 2 * step
     distance.masked_fill_(index == NONE, torch.inf)
@@ -258,10 +281,10 @@ def _members(block: Tensor, bound: Tensor, valid: Tensor) -> Tensor:
     ).flatten(1)
 
 
-def _limit(distance: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
+def _limit(distance: Tensor, scale: Tensor) -> Tensor:
     """The bound of a reference that may still be as near as ``distance`` after its rounding."""
     above = distance.double() * (1 + torch.finfo(distance.dtype).eps)
-    return (above * scale).square() - offset
+    return (above * scale).square()
 
 
 def _measure(query: Tensor, reference: Tensor, block: Tensor) -> Tensor:
@@ -269,7 +292,7 @@ def _measure(query: Tensor, reference: Tensor, block: Tensor) -> Tensor:
     parts = []
     for some in block.split(max(1, ELEMENTS // max(1, BLOCK * query.numel())), dim=1):
         shape = (len(query), some.shape[1] * BLOCK, query.shape[1])
-        difference = reference[some.flatten()].double().view(shape)
+        difference = reference.index_select(0, some.flatten()).double().view(shape)
         difference -= query[:, None]
         parts.append(torch.linalg.vector_norm(difference, dim=2))
     return torch.cat(parts, 1).to(query.dtype)
@@ -525,6 +548,64 @@ def _knn(
     distance, index = autocast.apply(Function, query, reference, params.k, *valid)
     if params.index_base:
         index = torch.where(index < 0, index, index + params.index_base)
+    return distance, index
+
+
+@torch.no_grad()
+def there_and_back(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The nearest row of ``second`` ``[R, C]`` to each of ``first`` ``[P, C]``, distance and index
+    ``[P]``; and the row of ``first`` that is the nearest to that one, index ``[P]``.
+
+    What :func:`knn` gives there and then back, on the CPU of one matrix product; without a gradient.
+    Raises ``BlobError`` where either has no row or channels differ, ``TypeError`` unless both are
+    floating point of one type.
+    """
+    ways = ((first.T[None], second.T[None]), (second.T[None], first.T[None]))
+    if use_cuda(first, second) or torch.is_autocast_enabled(first.device.type):
+        (distance, index), (_, back) = (knn(*way) for way in ways)
+        return distance[0, 0], index[0, 0], back[0, 0, index[0, 0]]
+    for query, reference in ways:
+        infer(Params(), **shapes("there_and_back", query=query, reference=reference))
+    expect_floating(first=first, second=second)
+    rows = max(1, BACK * BLOCK // len(first))
+    parts = [_there_and_back(_wide(first), some) for some in _wide(second).split(rows)]
+    distance, index, back = (torch.stack(found, 1) for found in zip(*parts, strict=True))
+    index += rows * torch.arange(len(parts), device=index.device)
+    best = distance.sort(dim=1, stable=True).indices[:, :1]
+    distance, index, back = (found.gather(1, best)[:, 0] for found in (distance, index, back))
+    return distance.to(first.dtype), index, back
+
+
+def _there_and_back(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Distance, index and index back ``[P]``."""
+    size = len(first)
+    first = F.pad(first, (0, 0, 0, -size % BLOCK), value=torch.nan)
+    images, turned = (
+        _prepare(a.T[None], b.T[None], torch.full((1,), len(b), device=b.device))
+        for a, b in ((first, second), (second, first))
+    )
+    back = images.left.new_empty(images.reference.shape[1], BLOCK, turned.reference.shape[1])
+
+    def forth(tile: slice) -> Tensor:
+        left = images.left[:, tile]
+        blocks = back.narrow(2, tile.start // BLOCK, left.shape[1] // BLOCK)
+        return _bounds(left, images.right, blocks)
+
+    distance, index = _searched(images, forth, torch.ones_like(images.finite))
+    found = torch.zeros_like(turned.finite)
+    found[0, index[:size]] = True
+    bounds = back.flatten(0, 1)[None, : len(second)]
+    _, returned = _searched(turned._replace(scale=images.scale), lambda tile: bounds[:, tile], found)
+    return distance[:size], index[:size], returned[index[:size]]
+
+
+def _searched(
+    images: Images, bounds: Callable[[slice], Tensor], valid: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Distance and index ``[P]`` of a single image's queries, by the bounds of each tile of them."""
+    tiles = [slice(start, start + QUERIES) for start in range(0, valid.shape[1], QUERIES)]
+    found = [_search(images, tile, bounds(tile), valid[:, tile], 1) for tile in tiles]
+    distance, index = (torch.cat(parts, 1)[0, :, 0] for parts in zip(*found, strict=True))
     return distance, index
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from cortado.layers.knn import knn
+from cortado.layers.knn import knn, there_and_back
 from torch import Tensor
 
 ELEMENTS = 2**21  # of a table of queries by candidates
@@ -80,6 +80,14 @@ def returns(
     some, place = matched.unique(return_inverse=True)
     back = nearest(candidates[some], own.features).row[place]
     return torch.linalg.vector_norm(own.points[back] - points, dim=1) <= within
+
+
+def mutual(own: Described, candidates: Tensor, within: float) -> tuple[Nearest, Tensor]:
+    """What :func:`nearest` gives for all the candidates of image 1, and :func:`returns` for them, bool
+    [P], in less time: of one comparison of all with all."""
+    distance, row, back = there_and_back(own.features, candidates)
+    home = torch.linalg.vector_norm(own.points[back] - own.points, dim=1) <= within
+    return Nearest(row, distance), home
 
 
 def unit(features: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""The nets that benchmarks.nets measures: the spec's and the plain module's are one net."""
+"""The nets that benchmarks.nets and benchmarks.matching measure: the spec's and the plain module's are
+one net."""
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from cortado.nets.net import Net
 from cortado.prototxt_like import load
 from shared import SHARED, needs_shared
 
-from benchmarks import nets
+from benchmarks import matching, nets
 
 DEPLOYED = {"GoogLeNet": "bvlc_googlenet", "SqueezeNet": "squeezenet_v1.1"}
 
@@ -34,6 +35,16 @@ def test_the_specs_are_the_published_ones(name):
     net = Net(nets.written(name, 1))
     theirs = Net(path)
     assert [p.shape for p in net.parameters()] == [p.shape for p in theirs.parameters()]
+
+
+@pytest.mark.parametrize("name", matching.PLAIN)
+@pytest.mark.parametrize("size", [(96, 64), (75, 90)])
+def test_matching_measures_one_net(name, size, monkeypatch):
+    monkeypatch.setattr(matching, "SIZE", size)
+    monkeypatch.setattr(matching, "POINTS", 20)
+    for ours, theirs in matching.calls(name, None).values():  # which compares the features
+        ours()
+        theirs()
 
 
 def test_rounds_in_turn():

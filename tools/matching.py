@@ -302,22 +302,26 @@ def by_features(
     if not len(candidates.points):
         raise ValueError("no candidate lies in image_b: it is too small for this step")
     candidates = Described(candidates.points, told(candidates.features))
-    own = finder.candidates(one, 0) if mutual or asked is None else None
+    own = None
+    if mutual or asked is None:
+        own = finder.candidates(one, 0)
+        own = Described(own.points, told(own.features))
     if asked is None:
         assert own is not None
         inside = (own.points <= torch.tensor(first.shape[1::-1]).to(own.points) - 1).all(1)
         points, query = own.points[inside], own.features[inside]
     else:
-        points, query = torch.from_numpy(asked).to(candidates.points), finder.at(one, asked)
-    query = told(query)
-    row, distance = neighbours.nearest(query, candidates.features)
-    kept = torch.ones_like(row, dtype=torch.bool)
+        points, query = torch.from_numpy(asked).to(candidates.points), told(finder.at(one, asked))
+    if mutual and own is not None and asked is None and len(points):
+        (row, distance), kept = neighbours.mutual(own, candidates.features, finder.spacing(one))
+        row, distance, kept = row[inside], distance[inside], kept[inside]
+    else:
+        row, distance = neighbours.nearest(query, candidates.features)
+        kept = torch.ones_like(row, dtype=torch.bool)
+        if mutual and own is not None and len(points):
+            kept = neighbours.returns(points, row, candidates.features, own, finder.spacing(one))
     if ratio is not None:
         kept &= distance < ratio * neighbours.runner_up(query, candidates, row, apart)
-    if mutual and len(row):
-        assert own is not None
-        own = Described(own.points, told(own.features))
-        kept &= neighbours.returns(points, row, candidates.features, own, finder.spacing(one))
     score = 1 - distance.double() ** 2 / 4
     matched = candidates.points[row]
     matched[score.isnan()] = torch.nan

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from cortado.layers import knn as module
-from cortado.layers.knn import KNN, Params, knn
+from cortado.layers._runtime.checks import BlobError
+from cortado.layers.knn import KNN, Params, knn, there_and_back
 from suite import LayerSuite
 
 QUERY, REFERENCE = torch.zeros(2, 3, 5), torch.zeros(2, 3, 2, 4)
@@ -163,6 +164,70 @@ def test_autocast_changes_nothing():
     with torch.autocast("cpu", torch.bfloat16):
         found = knn(query, reference, 3)
     assert equal(found, brute(query, reference, 3))
+
+
+def one_way_and_the_other(first, second):
+    """By differences in float64."""
+    there = [x[0, 0] for x in brute(first.T[None], second.T[None], 1)]
+    back = brute(second.T[None], first.T[None], 1)[1][0, 0]
+    return *there, back[there[1]]
+
+
+@kinds
+def test_there_and_back(kind):
+    generator = torch.Generator().manual_seed(0)
+    for channels, p, r in ((3, 7, 40), (5, 20, 2500), (8, 2100, 50), (1, 9, 17), (4, 1, 1)):
+        first, second = (x[0].T for x in features(kind, 1, channels, p, r, generator))
+        if p == 9:
+            first = first.contiguous()
+        assert equal(there_and_back(first, second), one_way_and_the_other(first, second))
+
+
+def test_there_and_back_in_parts(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    first, second = (x[0].T for x in features("duplicates", 1, 6, 170, 300, generator))
+    second[40:90] = torch.nan  # more than a part
+    second[90::11], first[::7] = torch.inf, torch.nan
+    wanted = one_way_and_the_other(first.nan_to_num(torch.inf), second)
+    sizes = ((32, 64, 16, 100), (16, 32, 4, 1), (64, 300, 8, 10**9))
+    for queries, references, block, back in sizes:
+        monkeypatch.setattr(module, "QUERIES", queries)
+        monkeypatch.setattr(module, "REFERENCES", references)
+        monkeypatch.setattr(module, "BLOCK", block)
+        monkeypatch.setattr(module, "BACK", back)
+        distance, index, returned = there_and_back(first, second)
+        told = ~first.isnan().any(1)
+        assert equal((distance[told], index[told], returned[told]), [x[told] for x in wanted])
+        assert distance[~told].isnan().all()
+        assert not index[~told].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_there_and_back_of_other_types(dtype):
+    generator = torch.Generator().manual_seed(0)
+    first, second = (x[0].T.to(dtype) for x in features("normal", 1, 8, 40, 600, generator))
+    distance, index, back = there_and_back(first, second)
+    wanted = knn(first.T[None], second.T[None])
+    assert distance.dtype == dtype
+    assert torch.equal(distance, wanted[0][0, 0])
+    assert torch.equal(index, wanted[1][0, 0])
+    assert torch.equal(back, knn(second.T[None], first.T[None])[1][0, 0, index])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(there_and_back(first, second)[1], index)
+
+
+def test_what_there_and_back_refuses():
+    some = torch.zeros(3, 2)
+    with pytest.raises(BlobError, match=r"k is 1, but reference \[1, 2, 0\] has 0 features"):
+        there_and_back(some, some[:0])
+    with pytest.raises(BlobError, match=r"k is 1, but reference \[1, 2, 0\] has 0 features"):
+        there_and_back(some[:0], some)
+    with pytest.raises(BlobError, match="bottoms disagree on channels"):
+        there_and_back(some, some[:, :1])
+    with pytest.raises(TypeError, match="expected one dtype and one device"):
+        there_and_back(some, some.half())
+    learning = torch.rand(3, 2, requires_grad=True)
+    assert not there_and_back(learning, some)[0].requires_grad
 
 
 def test_half_inputs_are_ranked_in_single_precision():

@@ -124,6 +124,21 @@ def test_matches_that_lead_back(case: Case, within: float) -> None:
         assert is_kept == (np.hypot(*(back - point)) <= within)
 
 
+@pytest.mark.parametrize("within", [0.0, 4.0, 12.0])
+def test_all_candidates_there_and_back(case: Case, within: float) -> None:
+    rng = np.random.default_rng(8)
+    own = case.candidates[:-9] + 0.3 * rng.normal(size=case.candidates[:-9].shape)
+    described_, candidates = described(case.places[:-9], own), torch.from_numpy(case.candidates)
+    found, kept = neighbours.mutual(described_, candidates, within)
+    wanted = neighbours.nearest(described_.features, candidates)
+    assert torch.equal(found.row, wanted.row)
+    assert torch.equal(found.distance, wanted.distance)
+    points = described_.points
+    home = neighbours.returns(points, wanted.row, candidates, described_, within)
+    assert torch.equal(kept, home)
+    assert 0 < int(kept.sum()) < len(kept)
+
+
 def test_unit_length() -> None:
     made = neighbours.unit(torch.tensor([[3.0, 4], [0, 0], [0, -2]]))
     np.testing.assert_allclose(made, [[0.6, 0.8], [0, 0], [0, -1]], rtol=1e-6)

@@ -1,6 +1,7 @@
 """cortado convert: the same net in the other notation, the same bytes the second time."""
 
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +23,13 @@ SPECS = sorted(spec_path("ucn_hn").parent.glob("*.yaml"))
 
 
 def wiring(path):
-    """All that a net's graph says, or the complaints about it."""
+    """All that a net's graph says, or the complaints about it but for their lines."""
     found = []
     for phase in ("TRAIN", "TEST"):
         try:
             made = graph(load(path), State(phase))
         except SpecError as error:
-            found.append([each.message for each in error.errors])
+            found.append([re.sub(r", line \d+\)", ")", each.message) for each in error.errors])
             continue
         nodes = [(n.name, n.type, n.bottoms, n.tops, n.param_specs, n.twin_of) for n in made.nodes]
         found.append((nodes, made.outputs, made.match, made.force_backward))
