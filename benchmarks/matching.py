@@ -1,5 +1,6 @@
-"""``python -m benchmarks.matching [--write]``: matching two images of 640 x 480 by nets of a spec, in
-one thread, against plain torch: the net written by hand, and the matrix product of the features.
+"""``python -m benchmarks.matching [--write]``: matching two images of 640 x 480 by the nets that come
+with cortado, in one thread, against plain torch: the net written by hand, and the matrix product of the
+features.
 
 Seconds are the process's CPU time, in interleaved rounds, so that other work on the machine disturbs
 both alike.
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from cortado.nets import weights
+from cortado.nets import models
 from cortado.nets.matching import Description, Matcher
 from cortado.tools.matching import by_features
 from cortado.tools.measuring import Call
@@ -49,7 +50,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="to the folder of results")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--weights", help="a file for the nets' layers, by name; the rest is random")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     lines = [
@@ -60,11 +60,11 @@ def main() -> None:
     ]
     print(*lines, sep="\n", flush=True)
     for name in PLAIN:
-        for row in rows(name, arguments.weights, arguments.rounds):
+        for row in rows(name, arguments.rounds):
             lines.append(row)
             print(row, flush=True)
     for process in (None, *PLAIN):
-        lines += ["", f"{process or 'import torch'}: {memory(process, arguments.weights)} MiB."]
+        lines += ["", f"{process or 'import torch'}: {memory(process)} MiB."]
         print(lines[-1])
     if arguments.write:
         RESULTS.write_text("\n".join([*_explained(), "", *lines, ""]), encoding="utf-8")
@@ -74,18 +74,19 @@ def _explained() -> list[str]:
     return [
         "# Matching two images of 640 x 480",
         "",
-        "Medians of the process's CPU time; the ratio is the median over the rounds. The alternatives:",
-        "the same net in plain torch modules; and the matrix product of the features alone, of those",
-        f"points or of all cells, {TILE} x {TILE} at a time into one piece of memory (in one call it",
-        "takes 1.8 times as long). Memory: the most that one process has held, in MiB, once it has",
-        "matched all cells of two images by the net; and once it has imported torch.",
+        "By the nets that come with cortado, with their weights. Medians of the process's CPU time;",
+        "the ratio is the median over the rounds. The alternatives: the same net in plain torch",
+        "modules; and the matrix product of the features alone, of those points or of all cells,",
+        f"{TILE} x {TILE} at a time into one piece of memory (in one call it takes 1.8 times as long).",
+        "Memory: the most that one process has held, in MiB, once it has matched all cells of two",
+        "images by the net; and once it has imported torch.",
     ]
 
 
-def rows(name: str, path: str | None, rounds: int) -> list[str]:
+def rows(name: str, rounds: int) -> list[str]:
     """The lines of one net."""
     found = []
-    for what, both in calls(name, path).items():
+    for what, both in calls(name).items():
         times = interleaved(list(both), rounds)
         mine, theirs = map(statistics.median, times)
         low, ratio, high = statistics.quantiles((a / b for a, b in zip(*times, strict=True)), n=4)
@@ -95,10 +96,10 @@ def rows(name: str, path: str | None, rounds: int) -> list[str]:
     return found
 
 
-def calls(name: str, path: str | None) -> dict[str, tuple[Call, Call]]:
+def calls(name: str) -> dict[str, tuple[Call, Call]]:
     """What is measured of a net, and its alternative."""
     one, other = images()
-    matcher, dense = opened(name, path), opened(name, path, STEP)
+    matcher, dense = models.pretrained(name), models.pretrained(name, step=STEP)
     plain = PLAIN[name]().eval()
     fill(plain, matcher)
     first, second = matcher.describe(one), matcher.describe(other)
@@ -162,14 +163,6 @@ def images() -> list[np.ndarray]:
     return [np.ascontiguousarray(whole[:height, :width]), 0.8 * whole[16:, 24:]]
 
 
-def opened(name: str, path: str | None, step: float = 0) -> Matcher:
-    """A matcher with the weights that the file has, and the fillers' for the rest."""
-    matcher = Matcher(name, seed=0, step=step)
-    if path is not None:
-        weights.load(matcher.net, path)
-    return matcher
-
-
 def fill(plain: nn.Module, matcher: Matcher) -> None:
     """Give a plain module a net's parameters, which stand in one order."""
     with torch.no_grad():
@@ -185,12 +178,10 @@ def product(first: Tensor, second: Tensor) -> None:
             torch.mm(a, b.T, out=room[: len(a), : len(b)])
 
 
-def memory(name: str | None, path: str | None) -> int:
+def memory(name: str | None) -> int:
     """The most MiB that a process held, once it had matched all cells by a net, or imported torch."""
     code = (
-        "import torch"
-        if name is None
-        else f"from benchmarks import matching as m; m.whole({name!r}, {path!r})"
+        "import torch" if name is None else f"from benchmarks import matching as m; m.whole({name!r})"
     )
     report = "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     command = [sys.executable, "-c", f"{code}; {report}"]
@@ -198,11 +189,11 @@ def memory(name: str | None, path: str | None) -> int:
     return int(run.stdout.split()[1]) // 1024
 
 
-def whole(name: str, path: str | None) -> None:
+def whole(name: str) -> None:
     """Match all cells of the images, from nothing."""
     torch.set_num_threads(1)
     one, other = images()
-    by_features(opened(name, path), one, other, None, True, None, 0)
+    by_features(models.pretrained(name), one, other, None, True, None, 0)
 
 
 if __name__ == "__main__":

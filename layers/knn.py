@@ -20,7 +20,7 @@ squared distance, ``|r|^2 - 2 q.r + |q|^2`` of centred features less the largest
 it can have, of which only the least of each block of 16 references is kept. The blocks of a query
 are then measured by differences in float64, the lowest bound first, until the next bound is above
 the k-th distance found. Rounding thus costs time, never a neighbour. The same product bounds the
-distances of each reference to blocks of queries: :func:`there_and_back`.
+distances of each reference to blocks of queries: ``there_and_back``.
 
 *Differs from the original:* indices are 0-based (the released ones 1-based: ``index_base: 1``).
 
@@ -55,7 +55,8 @@ BLOCK = 16  # references that share one bound
 # the cache. REFERENCES / BLOCK are whole vectors of a processor, or amin takes three times as long.
 QUERIES, REFERENCES = 2048, 512
 ELEMENTS = 2**19  # of a temporary: 4 MiB in float64
-BACK = 2**25  # bounds of references and blocks of queries, held at once: 128 MiB in float32
+BACK = 2**25  # bounds of single features and blocks of others, held at once: 128 MiB in float32
+PART = 2048  # rows of a part there and back, as its queries are searched again: fewer do not pay
 NONE = torch.iinfo(torch.int64).max  # the index of no reference: sorts last
 
 
@@ -121,7 +122,7 @@ def forward(
     index = num_query.new_empty(n, p, k)
     valid = torch.arange(p, device=query.device) < num_query[:, None]
     group = max(1, ELEMENTS // max(1, channels * reference.shape[2]))
-    stride = max(1, QUERIES // group)
+    stride = max(1, min(QUERIES // group, BACK * BLOCK // reference.shape[2]))
     for image in range(0, n, group):
         part = slice(image, image + group)
         images = _prepare(query[part], reference[part], num_reference[part])
@@ -556,18 +557,19 @@ def there_and_back(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tenso
     """The nearest row of ``second`` ``[R, C]`` to each of ``first`` ``[P, C]``, distance and index
     ``[P]``; and the row of ``first`` that is the nearest to that one, index ``[P]``.
 
-    What :func:`knn` gives there and then back, on the CPU of one matrix product; without a gradient.
-    Raises ``BlobError`` where either has no row or channels differ, ``TypeError`` unless both are
-    floating point of one type.
+    What :func:`knn` gives there and then back, on the CPU of one matrix product unless they are so many
+    that two are faster; without a gradient. Raises ``BlobError`` where either has no row or channels
+    differ, ``TypeError`` unless both are floating point of one type.
     """
     ways = ((first.T[None], second.T[None]), (second.T[None], first.T[None]))
-    if use_cuda(first, second) or torch.is_autocast_enabled(first.device.type):
+    rows = BACK * BLOCK // max(1, len(first))
+    slower = rows < min(PART, len(second))
+    if slower or use_cuda(first, second) or torch.is_autocast_enabled(first.device.type):
         (distance, index), (_, back) = (knn(*way) for way in ways)
         return distance[0, 0], index[0, 0], back[0, 0, index[0, 0]]
     for query, reference in ways:
         infer(Params(), **shapes("there_and_back", query=query, reference=reference))
     expect_floating(first=first, second=second)
-    rows = max(1, BACK * BLOCK // len(first))
     parts = [_there_and_back(_wide(first), some) for some in _wide(second).split(rows)]
     distance, index, back = (torch.stack(found, 1) for found in zip(*parts, strict=True))
     index += rows * torch.arange(len(parts), device=index.device)
@@ -580,9 +582,13 @@ def _there_and_back(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tens
     """Distance, index and index back ``[P]``."""
     size = len(first)
     first = F.pad(first, (0, 0, 0, -size % BLOCK), value=torch.nan)
-    images, turned = (
-        _prepare(a.T[None], b.T[None], torch.full((1,), len(b), device=b.device))
-        for a, b in ((first, second), (second, first))
+    references = torch.tensor([len(second)], device=second.device)
+    images = _prepare(first.T[None], second.T[None], references)
+    turned = images._replace(
+        query=second[None],
+        reference=first.view(1, -1, BLOCK, first.shape[1]),
+        valid=torch.tensor([len(first)], device=first.device),
+        finite=_norm(second[None]).isfinite(),
     )
     back = images.left.new_empty(images.reference.shape[1], BLOCK, turned.reference.shape[1])
 
@@ -595,7 +601,7 @@ def _there_and_back(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tens
     found = torch.zeros_like(turned.finite)
     found[0, index[:size]] = True
     bounds = back.flatten(0, 1)[None, : len(second)]
-    _, returned = _searched(turned._replace(scale=images.scale), lambda tile: bounds[:, tile], found)
+    _, returned = _searched(turned, lambda tile: bounds[:, tile], found)
     return distance[:size], index[:size], returned[index[:size]]
 
 

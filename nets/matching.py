@@ -36,11 +36,21 @@ Array = npt.NDArray[np.float64]
 @dataclass(frozen=True, eq=False)
 class Description:
     """What a net makes of an image on its own: the image's size (height, width) as the net is given it,
-    in its pixels ``ratio`` to one of the image's own, and the values of blobs."""
+    in its pixels ``ratio`` to one of the image's own, and the values of blobs. Pixel x of the image is
+    at ``ratio * x + shift``."""
 
     size: tuple[int, int]
     ratio: float
     values: Values
+    shift: float = 0.0
+
+    def scaled(self, points: npt.ArrayLike) -> torch.Tensor:
+        """Points of the image, in the pixels that the net is given."""
+        return torch.as_tensor(np.asarray(points, np.float64) * self.ratio + self.shift)
+
+    def unscaled(self, points: torch.Tensor) -> torch.Tensor:
+        """The other way."""
+        return (points - self.shift) / self.ratio
 
     @property
     def bytes(self) -> int:
@@ -134,12 +144,18 @@ class Matcher:
     def describe(self, image: np.ndarray) -> Description:
         """What matching needs of an image of any size, to be kept for any number of pairs."""
         given, ratio = self.given(image)
-        return Description((given.shape[2], given.shape[3]), ratio, self.branches.describe(given))
+        size = given.shape[2], given.shape[3]
+        return Description(size, ratio, self.branches.describe(given), self._shift(ratio))
 
     def given(self, image: np.ndarray) -> tuple[torch.Tensor, float]:
         """An image's blob [1, C, H, W] as the net is given it, and its pixels to one of the image's."""
-        made, ratio = limited(blob(image, self.transform)[0], self.params.longer_side)
+        smooth = not self.params.confidence
+        made, ratio = limited(blob(image, self.transform)[0], self.params.longer_side, smooth)
         return made[None].to(self.net.device), ratio
+
+    def _shift(self, ratio: float) -> float:
+        """Of pixel 0: centres lie half a pixel from the corners, which hyperpixels do not regard."""
+        return 0.0 if self.params.confidence else (ratio - 1) / 2
 
     def match(
         self,
@@ -154,10 +170,9 @@ class Matcher:
         no cell of a confidence holds.
         """
         one, other = (x if isinstance(x, Description) else self.describe(x) for x in (image1, image2))
-        scaled = torch.as_tensor(np.asarray(points, np.float64) * one.ratio)
         match = self._by_confidence if self.params.confidence else self._by_features
-        found, measure = match(one, other, scaled, nearest)
-        return found.double().cpu().numpy() / other.ratio, measure.double().cpu().numpy()
+        found, measure = match(one, other, one.scaled(points), nearest)
+        return other.unscaled(found.double().cpu()).numpy(), measure.double().cpu().numpy()
 
     def _by_features(
         self, one: Description, other: Description, points: torch.Tensor, nearest: bool
@@ -171,7 +186,7 @@ class Matcher:
         """The features [P, C] at points [P, 2] of an image, interpolated between cells.
 
         side: 0 for the first image's branch, 1 for the second's."""
-        return self._at(image, torch.as_tensor(np.asarray(points, np.float64) * image.ratio), side)
+        return self._at(image, image.scaled(points), side)
 
     @torch.no_grad()
     def _at(self, image: Description, points: torch.Tensor, side: int) -> torch.Tensor:
@@ -191,7 +206,7 @@ class Matcher:
         """The points of an image that may be matched, and their features; of the second one's branch
         with ``side`` 1."""
         found = self._candidates(image, side)
-        return Described(found.points / image.ratio, found.features)
+        return Described(image.unscaled(found.points), found.features)
 
     @torch.no_grad()
     def _candidates(self, image: Description, side: int) -> Described:
@@ -201,7 +216,7 @@ class Matcher:
         axes = [offset + factor * torch.arange(n, dtype=torch.float64) for n in feature.shape[2:]]
         if self.step:
             jump = self.step * image.ratio
-            pixels = (jump * torch.arange(math.ceil(n / jump), dtype=torch.float64) for n in image.size)
+            pixels = (image.scaled(self.step * np.arange(math.ceil(n / jump))) for n in image.size)
             axes = [x[(x >= axis[0]) & (x <= axis[-1])] for x, axis in zip(pixels, axes, strict=True)]
         y, x = torch.meshgrid(*axes, indexing="ij")
         points = torch.stack([x.flatten(), y.flatten()], 1)
@@ -266,7 +281,7 @@ class Matcher:
             kept = self.cells.grid(tuple(map(len, axes)), size)
             axes = [axis[part] for axis, part in zip(axes, kept, strict=True)]
         y, x = np.meshgrid(*axes, indexing="ij")
-        return np.stack([x.ravel(), y.ravel()], 1) / ratio
+        return (np.stack([x.ravel(), y.ravel()], 1) - self._shift(ratio)) / ratio
 
 
 def transform_params(message: Message) -> TransformParams:

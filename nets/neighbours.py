@@ -84,7 +84,7 @@ def returns(
 
 def mutual(own: Described, candidates: Tensor, within: float) -> tuple[Nearest, Tensor]:
     """What :func:`nearest` gives for all the candidates of image 1, and :func:`returns` for them, bool
-    [P], in less time: of one comparison of all with all."""
+    [P], in less time unless they are very many: of one comparison of all with all."""
     distance, row, back = there_and_back(own.features, candidates)
     home = torch.linalg.vector_norm(own.points[back] - own.points, dim=1) <= within
     return Nearest(row, distance), home

@@ -42,7 +42,7 @@ def test_the_specs_are_the_published_ones(name):
 def test_matching_measures_one_net(name, size, monkeypatch):
     monkeypatch.setattr(matching, "SIZE", size)
     monkeypatch.setattr(matching, "POINTS", 20)
-    for ours, theirs in matching.calls(name, None).values():  # which compares the features
+    for ours, theirs in matching.calls(name).values():  # which compares the features
         ours()
         theirs()
 

@@ -40,10 +40,13 @@ def command(source: str, target: str, net: str | None, half: bool, **options: An
     Weights are .caffemodel, .h5, .safetensors or .pth (read besides: MatConvNet's .mat, torchvision's
     .pth, and .npz of arrays "<layer>|<blob index>"). They go through the --net that they belong to, of
     which the source must hold every parameter. --half is for .safetensors and .pth; what reads them
-    computes in float32 all the same.
+    computes in float32 all the same. Of numbers below 6e-5 float16 keeps fewer digits, those below 3e-8
+    become 0.
     """
     suffix = Path(target).suffix.lower()
     if suffix in SPECS:
+        if half:
+            raise click.UsageError(f"--half is for weights: {suffix} is a spec")
         write_spec(source, target)
     elif suffix in WEIGHTS:
         if net is None:

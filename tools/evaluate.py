@@ -21,7 +21,6 @@ from .options import (
     layer_ids,
     plugins,
     the_device,
-    with_layers,
 )
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from cortado.layers._runtime.keypoint_pairs import ImagePair
     from cortado.layers._runtime.measured_pairs import MeasuredPairs
     from cortado.nets.evaluation import Array, Descriptions, Found, Method
-    from cortado.nets.matching import Matcher
 
     from .evaluation_report import Scores
     from .progress import Items
@@ -173,15 +171,12 @@ def command(
     """
     from cortado.layers._runtime.keypoint_pairs import OutlinePair
     from cortado.layers._runtime.measured_pairs import open_measured
-    from cortado.nets import models
     from cortado.nets.evaluation import spread
 
     from .evaluation_report import draw_pck, show, summary
     from .opencv import opencv
 
     _expect_method(spec, baselines, weights=weights, layers=layers, feature=features or None)
-    if spec and not weights and (shipped := models.weights_of(spec)):
-        weights = str(shipped)
     if camera:
         opencv("the camera's motion")
     if curve:
@@ -207,7 +202,7 @@ def command(
     scored = run(pairs, methods, limits, describe, pictures, camera, listed.points == "fast")
     report = {
         "net": spec,
-        "weights": weights,
+        "weights": describe and describe.matcher.net.report and describe.matcher.net.report.path,
         "layers": layers,
         "data": sources,
         "split": split or None,
@@ -269,14 +264,16 @@ def _nets(
     """The net, or each blob of it that is asked for, by the method's name."""
     from cortado.nets.evaluation import Descriptions
 
+    from .matching import open_net
+
     if spec is None:
         return {}
     matchers = {
-        name: _matcher(spec, weights, layers, feature=name, **options)
+        name: open_net(spec, weights, layers, feature=name, **options)
         for name in dict.fromkeys(features)
     }
     if not features:
-        matchers["net"] = _matcher(spec, weights, layers, **options)
+        matchers["net"] = open_net(spec, weights, layers, **options)
     return {name: Descriptions(matcher) for name, matcher in matchers.items()}
 
 
@@ -302,15 +299,6 @@ def _nearest(describe: Descriptions) -> Method:
         text = "it is for nets that have a confidence; this one matches nearest neighbours itself"
         raise click.UsageError(f"--baseline nearest: {text}")
     return ByNet(describe, nearest=True)
-
-
-def _matcher(spec: str, weights: str | None, layers: Sequence[int] | None, **options: Any) -> Matcher:
-    from cortado.nets.matching import Matcher
-
-    matcher = Matcher(with_layers(spec, layers), weights, **options)
-    if matcher.net.params and not weights:
-        raise click.UsageError("name the net's --weights: a new net's are random")
-    return matcher
 
 
 def _by_descriptor(name: str) -> Method:

@@ -16,17 +16,14 @@ import click
 from .options import (
     DESCRIPTORS,
     device_options,
-    expect_distinct,
     expect_folder,
     layer_ids,
     plugins,
     the_device,
-    with_layers,
 )
 
 if TYPE_CHECKING:
     import numpy as np
-    from cortado.nets.matching import Matcher
 
 FAST = "fast"
 CSV, PICTURE = "matches.csv", "matches.png"
@@ -46,13 +43,16 @@ CSV, PICTURE = "matches.csv", "matches.png"
 @click.option("--feature", metavar="BLOB", help="Of a net: another map to match by.")
 @click.option("--method", type=click.Choice(DESCRIPTORS), help="In place of a net.")
 @click.option("--points", metavar="FILE", help="CSV with columns x1,y1; fast: FAST corners.")
-@click.option("--step", type=float, help="Pixels between candidates. [default: a net's cells; 4]")
 @click.option(
-    "--longer-side",
-    type=click.IntRange(0),
-    help="Pixels: larger images are made so small first. [default: 1024 without --net and --method]",
+    "--step",
+    type=click.FloatRange(0, min_open=True),
+    help="Pixels between candidates. [default: a net's cells; 4]",
 )
-@click.option("--mutual", is_flag=True, help="Only matches that lead back to their points.")
+@click.option(
+    "--mutual/--no-mutual",
+    default=None,
+    help="Only matches that lead back to their points. [default: mutual, unless --points is a file]",
+)
 @click.option("--ratio", type=float, help="Only those nearer than so many runners-up: 0.9.")
 @click.option("--number", type=int, help="At most so many, of the highest score.")
 @click.option(
@@ -79,8 +79,7 @@ def command(
     method: str | None,
     points: str | None,
     step: float | None,
-    longer_side: int | None,
-    mutual: bool,
+    mutual: bool | None,
     ratio: float | None,
     number: int | None,
     outs: tuple[str, ...],
@@ -91,16 +90,22 @@ def command(
 ) -> None:
     """Match IMAGE1 to IMAGE2 and write x1,y1,x2,y2,distance in the pixels of the images as given.
 
-    With nothing else the trained net that comes with cortado matches them, and the mutual matches are
-    written to matches.csv and drawn in matches.png.
+    With nothing else the trained net that comes with cortado matches them, and the matches are written
+    to matches.csv and drawn in matches.png. Files of these names, or of those that are asked for, are
+    written over.
 
     Without --points the cells of a net's feature map that lie inside IMAGE1 are matched, or by a
     --method every 4th pixel. Coordinates are 0-based with pixel centres at integers; distance is
     Euclidean in feature space.
 
+    Only mutual matches are kept: the match's own best match, back in IMAGE1, is at most a step from the
+    point. With --no-mutual all are; so are those of points in a file, unless --mutual is given. (In
+    Python all are unless asked for: cortado.match has mutual=False.)
+
     Of a net whose match_param names a confidence, the last column is confidence, the higher the
     better, and cells that the net's margin leaves out are no points. A point that lies in no cell's
-    box has no match: nan,nan,nan. Nor has one whose features are all 0, as a flat patch's are.
+    box has no match: nan,nan,nan. Nor has one whose features are all 0, as descriptors are in a flat
+    patch. Such points are no mutual matches.
 
     Files ending in .db (COLMAP's database), .txt (its list of matches, of the key points in such a
     database), .h5 (hloc's, with the key points in NAME-features.h5), .png, .jpg, .pdf and .svg hold
@@ -108,22 +113,23 @@ def command(
 
     \b
     cortado match left.png right.png
-    cortado match left.png right.png --mutual --ratio 0.9 --out matches.csv --out matches.db
+    cortado match left.png right.png --ratio 0.9 --out matches.csv --out matches.db
     cortado match left.png right.png --method sift-oriented --points fast --out matches.csv
     cortado match left.png right.png --net my_net.yaml --weights my_net.safetensors
     cortado match a.jpg b.jpg --net hpf_resnet50 --weights resnet50.npz --out matches.csv
     """
+    from cortado.nets import specs
     from cortado.nets.models import BEST
 
     from .exports import PICTURES, expect_suffix, write
-    from .matching import LONGER_SIDE, match
+    from .matching import match, open_net
     from .pictures import MOST
 
-    alone = not outs and not plot
-    if alone:
+    if not outs and not plot:
         outs, plot = (CSV,), PICTURE
-        mutual = mutual or points in (None, FAST)  # points of one's own are all answered
-    _expect_files(outs, plot, weights=weights, net=spec, points=points, images=(image1, image2))
+    if mutual is None:
+        mutual = points in (None, FAST)  # points of one's own are all answered
+    _expect_files(outs, plot, (image1, image2, weights, spec, points))
     try:
         for out in outs:
             expect_suffix(out)
@@ -133,17 +139,14 @@ def command(
         raise click.BadParameter(f"--plot: expected a file ending in {', '.join(PICTURES)}, got {plot}")
     first, second = open_image(image1), open_image(image2)
     asked: Any = FAST if points == FAST else None if points is None else read_points(points, first)
-    net: Matcher | None = None
     if spec and method:
         raise click.UsageError("give a --net or a --method, not both")
-    if spec is not None:
-        net = _matcher(spec, weights, feature, step, layers, options)
-        _expect_cells(net, image1, first)
-        _expect_cells(net, image2, second)
-    elif weights or feature or layers:
+    if not spec and (weights or feature or layers):
         raise click.UsageError("--weights, --feature and --layers go with a --net")
-    if longer_side is None:
-        longer_side = 0 if spec or method else LONGER_SIDE
+    device, net = the_device(options), None
+    if not method:
+        named = spec or specs.path(BEST)
+        net = open_net(named, weights, layers, device=device, feature=feature, step=step or 0)
     begin = time.perf_counter()
     found = match(
         first,
@@ -155,8 +158,6 @@ def command(
         mutual=mutual,
         ratio=ratio,
         step=None if net else step,
-        longer_side=longer_side,
-        device=the_device(options),
         names=(image1, image2),
         keep_lost=True,
     )
@@ -171,6 +172,7 @@ def command(
         report = {
             "by": by,
             "matches": len(found),
+            "mutual": mutual,
             "lost": lost,
             "seconds": round(seconds, 3),
             "out": outs[0] if len(outs) == 1 else list(outs),
@@ -180,18 +182,14 @@ def command(
         return
     why = "in no cell's box" if found.measure == "confidence" else "in a patch without features"
     nowhere = f", {lost} of them nan: {why}" if lost else ""
-    large = 0 < longer_side < max(map(max, found.sizes))
-    at = f", of images made {longer_side} pixels large" if large else ""
-    click.echo(f"{said} in {seconds:.1f} s{at}{nowhere}")
+    click.echo(f"{said} in {seconds:.1f} s{nowhere}")
     if outs:
         click.echo(f"written to {', '.join(outs)}")
     if plot:
         click.echo(f"picture written to {plot}")
 
 
-def _expect_files(
-    outs: Sequence[str], plot: str | None, images: Sequence[str], **given: str | None
-) -> None:
+def _expect_files(outs: Sequence[str], plot: str | None, inputs: Sequence[str | None]) -> None:
     """Raises UsageError unless every file that is written can be, and is no other."""
     from cortado.prototxt_like.files import is_device
 
@@ -199,47 +197,18 @@ def _expect_files(
 
     written = [("out", name) for out in outs for name in files(out)]
     written += [("plot", plot)] if plot else []
+    read = set(map(os.path.realpath, filter(None, inputs)))
     seen: set[str] = set()
     for option, path in written:
         expect_folder(path, f"--{option}")
-        expect_distinct(**given, **{option: path})
-        for image in images:
-            expect_distinct(image=image, **{option: path})
         place = os.path.realpath(path)
-        if place in seen and not is_device(path):
+        if is_device(path):
+            continue
+        if place in read:
+            raise click.UsageError(f"{path} is a file that is read: it would be written over")
+        if place in seen:
             raise click.UsageError(f"--{option}: {path} is written twice")
         seen.add(place)
-
-
-def _matcher(
-    spec: str,
-    weights: str | None,
-    feature: str | None,
-    step: float | None,
-    layers: Sequence[int] | None,
-    options: dict[str, Any],
-) -> Matcher:
-    from cortado.nets import models
-    from cortado.nets.matching import Matcher
-
-    found = weights or models.weights_of(spec)
-    if found is None:
-        raise click.UsageError("name the net's --weights: a new net's are random")
-    if step is not None and step <= 0:
-        raise click.BadParameter(f"--step: expected pixels above 0, got {step:g}")
-    message, device = with_layers(spec, layers), the_device(options)
-    return Matcher(message, found, device=device, feature=feature, step=step or 0)
-
-
-def _expect_cells(matcher: Matcher, path: str, image: np.ndarray) -> None:
-    """Raises UsageError for an image so small or narrow that a margin leaves no cell to match."""
-    from cortado.layers._runtime.transform import limited_size
-
-    if matcher.params.confidence and not len(matcher.grid(image)):
-        height, width = limited_size(image.shape[0], image.shape[1], matcher.params.longer_side)
-        raise click.UsageError(
-            f"{path}: given to the net as {width} x {height} pixels, of which its margin leaves no cell"
-        )
 
 
 def open_image(path: str) -> np.ndarray:

@@ -23,7 +23,6 @@ Image: TypeAlias = str | Path | npt.NDArray[Any]
 
 METHODS = dense_descriptors.DESCRIPTORS
 STEP = 4.0  # pixels between the candidates of descriptors
-LONGER_SIDE = 1024  # pixels of an image whose every cell is matched in seconds; 4000 take an hour
 APART = 16.0  # pixels from the match to the runner-up of the ratio test: as UCN's hard negatives are
 
 
@@ -129,7 +128,6 @@ def match(
     ratio: float | None = None,
     apart: float = APART,
     step: float | None = None,
-    longer_side: int | None = None,
     device: str | torch.device = "cpu",
     names: tuple[str, str] | None = None,
     keep_lost: bool = False,
@@ -150,40 +148,37 @@ def match(
     What is matched:
 
     points: [P, 2], (x, y) in pixels of A, or "fast" for FAST corners of A; by default a grid. Points
-    whose features are all 0, as a flat patch's are, match nothing.
+    whose features are all 0, as descriptors are in a flat patch, match nothing.
     step: the candidates in B, and the grid in A, are every so many pixels; by default a net's own
     cells, or 4. keep_lost: a point without a match, as nets with a confidence have, is a row of nan.
 
     Which matches are kept:
 
     number: at most so many, those of the highest score.
-    mutual: those whose match in B has its own best match in A at most one step from the point.
+    mutual: those whose match in B has its own best match in A at most one step from the point; a point
+    without a match is none of them, with ``keep_lost`` neither.
     ratio: those whose distance is less than ``ratio`` times that of the nearest candidate more than
     ``apart`` pixels from the match (Lowe's test for dense candidates); 0.8 to 0.95 are usual.
 
-    longer_side: larger images are made so small first, and ``step`` and ``apart`` are in pixels of what
-    is matched; 0: none is. By default 1024 where neither a net nor a method is named, else 0.
     device: where a net runs. names: what the images are called in exports; by default their paths, or
     "image1" and "image2".
 
+    A net is given larger images at the ``longer_side`` of its ``match_param``, 1280 pixels for the nets
+    that come with cortado; all that is asked and found is in pixels of the images as they are.
+
     Raises ValueError for what cannot be matched, and :class:`SpecError` for a net that cannot.
     """
-    _expect(number, ratio, apart, step, longer_side)
+    _expect(number, ratio, apart, step)
     finder = open_finder(net, weights, feature, method, step, device)
     given = _opened(image_a, "image_a"), _opened(image_b, "image_b")
     asked = None if points is None else _asked(points, given[0])
-    if longer_side is None:
-        longer_side = LONGER_SIDE if net is None and method is None else 0
-    (one, ratio1), (other, ratio2) = (_limited(image, longer_side) for image in given)
-    asked = None if asked is None else _scaled(asked, ratio1)
+    called = names or (_name(image_a, "image1"), _name(image_b, "image2"))
     if finder.measure == "confidence":
         if ratio is not None:
             raise ValueError("a ratio test compares distances: this net has a confidence")
-        rows = _by_confidence(cast("Matcher", finder), one, other, asked, mutual)
+        rows = _by_confidence(cast("Matcher", finder), *given, asked, mutual, called)
     else:
-        rows = by_features(finder, one, other, asked, mutual, ratio, apart)
-    rows[:, :2], rows[:, 2:4] = _scaled(rows[:, :2], 1 / ratio1), _scaled(rows[:, 2:4], 1 / ratio2)
-    called = names or (_name(image_a, "image1"), _name(image_b, "image2"))
+        rows = by_features(finder, *given, asked, mutual, ratio, apart, called)
     sizes = ((given[0].shape[0], given[0].shape[1]), (given[1].shape[0], given[1].shape[1]))
     made = Matches(rows, called, sizes, finder.measure, (image_a, image_b))
     made = made if keep_lost else made.known
@@ -273,8 +268,28 @@ def open_finder(
         if (weights, feature, step) != (None, None, None):
             raise ValueError("a Matcher has its weights, feature and step: give them to it")
         return net
-    weights = weights or models.weights_of(net)
-    matcher = Matcher(net, weights, device=device, feature=feature, step=step or 0)
+    return open_net(net, weights, device=device, feature=feature, step=step or 0)
+
+
+def open_net(
+    spec: str | Path,
+    weights: str | Path | None = None,
+    layers: Sequence[int] | None = None,
+    **options: Any,
+) -> Matcher:
+    """A net by its file or name, with the weights that come with it unless others are given.
+
+    layers: blocks of hyperpixels, in place of the spec's; options: Matcher's. Raises ValueError where
+    there are no weights, and what Matcher raises.
+    """
+    from cortado.nets import hyperpixels, models, specs
+    from cortado.nets.matching import Matcher
+
+    message = specs.load(spec)
+    if layers is not None:
+        message = hyperpixels.choose(message, layers)
+    weights = models.weights_of(spec) if weights is None else weights
+    matcher = Matcher(message, weights, **options)
     if matcher.net.params and weights is None:
         raise ValueError("name the net's weights: a new net's are random")
     return matcher
@@ -291,42 +306,60 @@ def by_features(
     mutual: bool,
     ratio: float | None,
     apart: float,
+    names: tuple[str, str] = ("image_a", "image_b"),
 ) -> Array:
     """Rows [P, 5] of the nearest neighbours that pass the tests; nan where a feature is no number."""
     import torch
     from cortado.nets import neighbours
-    from cortado.nets.neighbours import Described
 
-    one, other = finder.describe(first), finder.describe(second)
-    candidates = finder.candidates(other)
-    if not len(candidates.points):
-        raise ValueError("no candidate lies in image_b: it is too small for this step")
-    candidates = Described(candidates.points, told(candidates.features))
-    own = None
-    if mutual or asked is None:
-        own = finder.candidates(one, 0)
-        own = Described(own.points, told(own.features))
+    one, other = _described(finder, first, names[0]), _described(finder, second, names[1])
+    candidates = _candidates(finder, other, 1, names[1])
     if asked is None:
-        assert own is not None
+        own = _candidates(finder, one, 0, names[0])
         inside = (own.points <= torch.tensor(first.shape[1::-1]).to(own.points) - 1).all(1)
         points, query = own.points[inside], own.features[inside]
     else:
         points, query = torch.from_numpy(asked).to(candidates.points), told(finder.at(one, asked))
-    if mutual and own is not None and asked is None and len(points):
-        (row, distance), kept = neighbours.mutual(own, candidates.features, finder.spacing(one))
-        row, distance, kept = row[inside], distance[inside], kept[inside]
+    if mutual and asked is None:
+        found, kept = neighbours.mutual(own, candidates.features, finder.spacing(one))
+        row, distance, kept = found.row[inside], found.distance[inside], kept[inside]
     else:
         row, distance = neighbours.nearest(query, candidates.features)
         kept = torch.ones_like(row, dtype=torch.bool)
-        if mutual and own is not None and len(points):
+        if mutual:
+            own = _candidates(finder, one, 0, names[0])
             kept = neighbours.returns(points, row, candidates.features, own, finder.spacing(one))
+    if mutual:
+        kept &= ~distance.isnan()
     if ratio is not None:
         kept &= distance < ratio * neighbours.runner_up(query, candidates, row, apart)
     score = 1 - distance.double() ** 2 / 4
     matched = candidates.points[row]
     matched[score.isnan()] = torch.nan
-    found = torch.cat([points, matched, score[:, None]], 1)
-    return cast(Array, found[kept].cpu().numpy())
+    rows = torch.cat([points, matched, score[:, None]], 1)
+    return cast(Array, rows[kept].cpu().numpy())
+
+
+def _described(finder: Finder, image: npt.NDArray[Any], name: str) -> Any:
+    """What a finder makes of an image; raises ValueError for one that its net cannot take."""
+    from cortado.nets.net import LayerError
+
+    try:
+        return finder.describe(image)
+    except LayerError as error:
+        height, width = image.shape[:2]
+        why = f"{name}: the net takes no image of {width} x {height} pixels ({error.__cause__})"
+        raise ValueError(f"{why}: enlarge it") from error
+
+
+def _candidates(finder: Finder, image: Any, side: int, name: str) -> Described:
+    """The candidates of an image, features that tell nothing NaN; raises ValueError if it has none."""
+    from cortado.nets.neighbours import Described
+
+    points, features = finder.candidates(image, side)
+    if not len(points):
+        raise ValueError(f"{name}: no candidate lies in it: enlarge it, or make the step smaller")
+    return Described(points, told(features))
 
 
 def told(features: torch.Tensor) -> torch.Tensor:
@@ -341,9 +374,15 @@ def _by_confidence(
     second: npt.NDArray[Any],
     asked: Array | None,
     mutual: bool,
+    names: tuple[str, str],
 ) -> Array:
     """Rows [P, 5] of the matches by a net's confidence, which is nan for points that no cell holds."""
-    one, other = matcher.describe(first), matcher.describe(second)
+    one, other = _described(matcher, first, names[0]), _described(matcher, second, names[1])
+    for image, described, name in ((first, one, names[0]), (second, other, names[1])):
+        if not len(matcher.grid(image)):
+            height, width = described.size
+            given = f"given to the net as {width} x {height} pixels"
+            raise ValueError(f"{name}: {given}, of which its margin leaves no cell: enlarge it")
     points = matcher.grid(first) if asked is None else asked
     found, confidence = matcher.match(one, other, points)
     rows = np.column_stack([points, found, confidence])
@@ -372,26 +411,6 @@ def _opened(image: Image, name: str) -> npt.NDArray[np.uint8]:
         raise ValueError(f"{name}: {error}") from None
 
 
-def _limited(image: npt.NDArray[np.uint8], longer_side: int) -> tuple[npt.NDArray[np.uint8], Array]:
-    """An image, its longer side at most so many pixels, and its pixels in x and y to one of the given.
-    What is finer than the new pixels is smoothed away first; 0 leaves every image as it is."""
-    import torch
-    from cortado.layers._runtime.transform import limited_size
-
-    size = limited_size(image.shape[0], image.shape[1], longer_side)
-    if size == image.shape[:2]:
-        return image, np.ones(2)
-    blob = torch.from_numpy(image.transpose(2, 0, 1).copy())[None].float()
-    made = torch.nn.functional.interpolate(blob, size, mode="bilinear", antialias=True)
-    ratio = np.divide(size[::-1], image.shape[1::-1])
-    return made[0].permute(1, 2, 0).round().byte().numpy(), ratio
-
-
-def _scaled(points: Array, ratio: Array) -> Array:
-    """Points [P, 2] in pixels of another size, whose image begins at the same corner."""
-    return points if (ratio == 1).all() else (points + 0.5) * ratio - 0.5
-
-
 def _name(image: Image, name: str) -> str:
     return str(image) if isinstance(image, (str, Path)) else name
 
@@ -416,9 +435,7 @@ def _asked(points: npt.ArrayLike | str, image: npt.NDArray[np.uint8]) -> Array:
     return asked
 
 
-def _expect(
-    number: int | None, ratio: float | None, apart: float, step: float | None, longer_side: int | None
-) -> None:
+def _expect(number: int | None, ratio: float | None, apart: float, step: float | None) -> None:
     if number is not None and number < 1:
         raise ValueError(f"number: expected at least 1, got {number}")
     if ratio is not None and not 0 < ratio <= 1:
@@ -427,5 +444,3 @@ def _expect(
         raise ValueError(f"apart: expected pixels, got {apart}")
     if step is not None and not 0 < step < np.inf:
         raise ValueError(f"step: expected pixels above 0, got {step}")
-    if longer_side is not None and longer_side < 0:
-        raise ValueError(f"longer_side: expected pixels, or 0 for all images, got {longer_side}")

@@ -14,7 +14,6 @@ import click
 
 if TYPE_CHECKING:
     import torch
-    from cortado.prototxt_like.message import Message
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -94,7 +93,7 @@ def plugins(command: F) -> F:
 
 
 def layer_ids(command: F) -> F:
-    """``--layers``, the blocks that hyperpixels are made of; :func:`with_layers` reads it."""
+    """``--layers``, the blocks that hyperpixels are made of."""
 
     def read(_: click.Context, __: click.Parameter, given: str | None) -> tuple[int, ...] | None:
         try:
@@ -104,16 +103,6 @@ def layer_ids(command: F) -> F:
 
     text = "Of a hyperpixel net: the blocks to be read, such as 2,7,11,12,13 [default: the spec's]."
     return click.option("--layers", callback=read, metavar="IDS", help=text)(command)
-
-
-def with_layers(spec: str, layers: Sequence[int] | None) -> Message:
-    """The net's message, with these blocks if there are any; raises as
-    :func:`cortado.nets.hyperpixels.choose`."""
-    from cortado.nets.hyperpixels import choose
-    from cortado.nets.specs import load
-
-    message = load(spec)
-    return message if layers is None else choose(message, layers)
 
 
 def named_once(first: str | None, second: str | None, what: str) -> str:

@@ -176,17 +176,17 @@ def limited_size(height: int, width: int, longer_side: int) -> tuple[int, int]:
     return max(height * longer_side // longer, 1), max(width * longer_side // longer, 1)
 
 
-def limited(image: torch.Tensor, longer_side: int) -> tuple[torch.Tensor, float]:
+def limited(image: torch.Tensor, longer_side: int, smooth: bool = False) -> tuple[torch.Tensor, float]:
     """An image [C, H, W], its longer side at most so many pixels, and the ratio its points scale by.
 
-    A larger one is resized bilinearly at pixel centres (nothing is smoothed before) to (int(H r),
-    int(W r)), r = longer_side / max(H, W); any other, and all with ``longer_side`` 0, is as it is, with
-    r = 1. Integers become float32, not rounded.
+    A larger one is resized bilinearly at pixel centres to (int(H r), int(W r)), r = longer_side /
+    max(H, W); any other, and all with ``longer_side`` 0, is as it is, with r = 1. ``smooth``: what is
+    finer than the new pixels is smoothed away before. Integers become float32, not rounded.
     """
     image = image if image.is_floating_point() else image.float()
     height, width = image.shape[1:]
     size = limited_size(height, width, longer_side)
     if size == (height, width):
         return image, 1.0
-    made = F.interpolate(image[None], size, mode="bilinear", align_corners=False)[0]
+    made = F.interpolate(image[None], size, mode="bilinear", align_corners=False, antialias=smooth)[0]
     return made, longer_side / max(height, width)

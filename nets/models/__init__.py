@@ -1,6 +1,7 @@
 """The trained nets that come with cortado: ``pretrained()``. README.md beside the files is their card.
 
-A file ``<name>.safetensors`` holds the weights, in float16, of the spec of the same name.
+A file ``<name>.safetensors`` holds the weights, in float16, of the spec of the same name; some specs
+read those of another.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent
 BEST = "ucn_hn"
+OTHERS = {"ucn_fast": "ucn_hn"}  # whose weights a net has
 
 
 def names() -> list[str]:
     """The names of all of them."""
-    return sorted(found.stem for found in FOLDER.glob("*.safetensors"))
+    return sorted([*(found.stem for found in FOLDER.glob("*.safetensors")), *OTHERS])
 
 
 def weights(name: str = BEST) -> Path:
@@ -29,15 +31,15 @@ def weights(name: str = BEST) -> Path:
     if name not in names():
         hint = did_you_mean(name, names(), "there are")
         raise FileNotFoundError(f'no weights of "{name}" come with cortado; {hint}')
-    return FOLDER / f"{name}.safetensors"
+    return FOLDER / f"{OTHERS.get(name, name)}.safetensors"
 
 
 def weights_of(spec: str | Path) -> Path | None:
-    """The weights that come with a spec, given by its name or file; None for a spec without any, and
-    for one of the user's own, whatever its name."""
+    """The weights that come with a spec, given by its name, its file or a link to that; None for a spec
+    without any, and for one of the user's own, whatever its name."""
     found = specs.find(spec)
-    shipped = found.parent == specs.FOLDER and found.stem in names()
-    return weights(found.stem) if shipped else None
+    same = (name for name in names() if found.exists() and found.samefile(specs.path(name)))
+    return next(map(weights, same), None)
 
 
 def pretrained(

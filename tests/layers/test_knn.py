@@ -195,11 +195,13 @@ def test_there_and_back_in_parts(monkeypatch):
         monkeypatch.setattr(module, "REFERENCES", references)
         monkeypatch.setattr(module, "BLOCK", block)
         monkeypatch.setattr(module, "BACK", back)
-        distance, index, returned = there_and_back(first, second)
-        told = ~first.isnan().any(1)
-        assert equal((distance[told], index[told], returned[told]), [x[told] for x in wanted])
-        assert distance[~told].isnan().all()
-        assert not index[~told].any()
+        for part in (1, 2**20):  # of so many that two products are faster
+            monkeypatch.setattr(module, "PART", part)
+            distance, index, returned = there_and_back(first, second)
+            told = ~first.isnan().any(1)
+            assert equal((distance[told], index[told], returned[told]), [x[told] for x in wanted])
+            assert distance[~told].isnan().all()
+            assert not index[~told].any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -314,7 +314,7 @@ def test_a_step_is_in_pixels_of_the_image_that_the_net_is_not_given() -> None:
     # cells reach from the given image's pixel 1 to 17 and 13, of 20 x 15: conv has 9 x 7 of them
     assert np.unique(points[:, 0]).tolist() == [5, 10, 15, 20, 25, 30]
     assert np.unique(points[:, 1]).tolist() == [5, 10, 15, 20, 25]
-    asked = torch.from_numpy(points * 0.5 - 1)
+    asked = torch.from_numpy(points * 0.5 - 0.25 - 1)
     at = matcher.at(described, points)
     plain = described.values["conv", 2][0].numpy()
     for (x, y), feature in zip(asked.tolist(), at.numpy(), strict=True):

@@ -132,7 +132,7 @@ def test_train_then_match(folder, capfd):
     code, out, _ = run(capfd, "train", "solver.yaml")
     assert (code, "tiny.safetensors" in out) == (0, True)
     arguments = ["a.png", "b.png", "--net", "tiny.yaml", "--weights", "tiny.safetensors"]
-    code, *_ = run(capfd, "match", *arguments, "--out", "grid.csv", "--plot", "plot.png")
+    code, *_ = run(capfd, "match", *arguments, "--no-mutual", "--out", "grid.csv", "--plot", "plot.png")
     assert code == 0
     assert (folder / "plot.png").stat().st_size > 1000
     rows = np.loadtxt("grid.csv", delimiter=",", skiprows=1)
@@ -168,10 +168,11 @@ def test_match_by_a_confidence(folder, capfd):
     np.testing.assert_allclose(np.array(rows, float)[:, 2:4], found, rtol=1e-5)
     np.testing.assert_allclose(np.array(rows, float)[:, 4], confidence, rtol=1e-5)
     assert rows[1] == ["0.5", "40", "nan", "nan", "nan"]
-    code, out, _ = run(capfd, "match", *arguments, "--layers", "1", "--json")
+    code, out, _ = run(capfd, "match", *arguments, "--layers", "1", "--no-mutual", "--json")
     report = json.loads(out)
     assert report.pop("seconds") > 0
-    assert report == {"by": "small", "matches": 15 * 20, "lost": 0, "out": "m.csv", "plot": None}
+    counts = {"matches": 15 * 20, "mutual": False, "lost": 0}
+    assert report == {"by": "small", **counts, "out": "m.csv", "plot": None}
     skimage.io.imsave("strip.png", np.zeros((4, 160, 3), np.uint8), check_contrast=False)
     for images in (("a.png", "strip.png"), ("strip.png", "b.png")):
         code, _, err = run(capfd, "match", *images, *arguments[2:-1], "none.csv")

@@ -190,6 +190,10 @@ def test_weights_of_npz(tmp_path, monkeypatch, capsys):
             "net.caffemodel lacks layers of more.yaml: b",
         ),
         (
+            ("net.yaml", "new.prototxt", "--half"),
+            "--half is for weights: .prototxt is a spec",
+        ),
+        (
             ("net.caffemodel", "w.h5", "--net", "net.yaml", "--half"),
             "--half: .h5 holds float32",
         ),

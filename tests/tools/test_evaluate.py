@@ -271,7 +271,7 @@ MISTAKES = {
     (*DATA, "--baseline", "identity", "--feature", "conv1"): "--feature goes with a NET",
     (*DATA, "--baseline", "identity", "--layers", "1"): "--layers goes with a NET",
     (*DATA, "--baseline", "identity", "--weights", "small.safetensors"): "--weights goes with a NET",
-    ("small.yaml", *DATA): "name the net's --weights: a new net's are random",
+    ("small.yaml", *DATA): "name the net's weights: a new net's are random",
     (*NET[:-1], "willow:data"): 'unknown data set "willow:data": expected one of caltech-101:DIR, ',
     (*NET[:-1], "pf-willow:no"): 'no folder "no": expected groups such as "car(G)", with images',
     (*NET, "--split", "val"): 'no split "val": expected test',
@@ -497,7 +497,7 @@ def test_a_net_that_comes_with_cortado(scenes: Path, capfd: pytest.CaptureFixtur
     assert other["weights"] == "new.safetensors"
     assert other["records"] != report["records"]
     code, _, err = run(capfd, "ucn_demo_hn", *options)
-    assert (code, "name the net's --weights: a new net's are random" in err) == (2, True)
+    assert (code, "name the net's weights: a new net's are random" in err) == (2, True)
 
 
 def test_blobs_of_a_net(scenes: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -14,8 +14,7 @@ from cortado.nets.matching import Matcher
 from cortado.nets.net import Net
 from cortado.nets.weights import save
 from cortado.prototxt_like import SpecError
-from cortado.tools import matching
-from cortado.tools.matching import METHODS, Descriptors, Matches, _limited
+from cortado.tools.matching import METHODS, Descriptors, Matches
 from hyperpixel_toy import SMALL
 from skimage.io import imsave
 
@@ -139,41 +138,26 @@ def test_images_are_files_or_arrays_of_any_kind(
     np.testing.assert_array_equal(one, other)
 
 
-def test_larger_images_are_made_smaller() -> None:
-    """Each by its own ratio; points go there and back, and nothing finer than a pixel is left."""
-    rng = np.random.default_rng(0)
-    small = rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)
+def test_larger_images_are_made_smaller(tmp_path: Path) -> None:
+    """As a net's match_param says, each by its own ratio; points go there and back."""
+    text = models.specs.path("ucn_demo_hn").read_text()
+    text = text.replace("match_param: {", "match_param: {longer_side: 80, ")
+    (tmp_path / "net.yaml").write_text(text)
+    save(Net("ucn_demo_hn", stages=("deploy",), seed=1), tmp_path / "w.safetensors")
+    small = skimage.data.coffee()[80:140, 100:180]
     first, second = small.repeat(3, 0).repeat(3, 1), small.repeat(6, 0).repeat(6, 1)
-    points = np.array([[19.0, 16.0], [40.0, 43.0], [100.0, 70.0]])  # centres of small's pixels
-    given: dict[str, Any] = {"method": "patches", "step": 1, "longer_side": 40}
+    given = {"net": tmp_path / "net.yaml", "weights": tmp_path / "w.safetensors"}
+    every = cortado.match(first, second, **given, mutual=True)
+    assert every.sizes == ((180, 240), (360, 480))
+    assert len(every) > 250
+    assert (np.abs(every.points2 - (2 * every.points1 + 0.5)).max(1) < 1e-9).mean() > 0.95
+    np.testing.assert_allclose((every.points1 % 12)[0], 1)  # of a cell's pixel the middle
+    as_it_is = cortado.match(small, small, **given, mutual=True)
+    np.testing.assert_allclose(3 * as_it_is.points1 + 1, every.points1)
+    points = np.random.default_rng(0).uniform(0, 179, (40, 2))
     found = cortado.match(first, second, points=points, **given)
-    assert found.sizes == ((90, 120), (180, 240))
-    np.testing.assert_allclose(found.points1, points)
-    np.testing.assert_allclose(found.points2, 2 * points + 0.5, atol=4)
-    inside = cortado.match(first, second, **given)
-    assert len(inside) == 30 * 40
-    np.testing.assert_allclose(inside.points1[[0, -1]], [[1, 1], [118, 88]])
-    assert (np.abs(inside.points2 - (2 * inside.points1 + 0.5)).max(1) < 1e-9).mean() > 0.9
-    as_it_is = cortado.match(small, small, method="patches", step=1)
-    np.testing.assert_array_equal(cortado.match(small, small, **{**given, "longer_side": 41}), as_it_is)
-    fine = np.zeros((90, 120), np.uint8)
-    fine[:, ::3] = 240  # which not smoothing would take for black
-    smaller, ratio = _limited(fine[..., None].repeat(3, 2), 40)
-    assert ratio.tolist() == [1 / 3, 1 / 3]
-    assert np.abs(smaller[:, 1:-1].astype(int) - 80).max() <= 10
-
-
-def test_by_default_they_are_unless_a_net_or_a_method_is_named(
-    photographs: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(matching, "LONGER_SIDE", 50)
-    small = cortado.match(*photographs, longer_side=50)
-    np.testing.assert_array_equal(cortado.match(*photographs), small)
-    assert (small.points2 % 4 != 0).any()
-    for named in ({"net": cortado.pretrained()}, {"net": "ucn_hn"}, {"method": "sift"}):
-        found = cortado.match(*photographs, **named)
-        assert len(found) > len(small)
-        np.testing.assert_array_equal(cortado.match(*photographs, **named, longer_side=0), found)
+    np.testing.assert_array_equal(found.points1, points)
+    assert (np.abs(found.points2 - 2 * points).max(1) < 18).mean() > 0.8
 
 
 def test_fast_corners(photographs: tuple[np.ndarray, np.ndarray]) -> None:
@@ -307,9 +291,12 @@ def test_points_without_a_descriptor(
     assert len(every) == 300
     assert np.isnan(every.rows[:, 2:]).all(1).sum() == 30
     assert len(cortado.match(*photographs, method="patches", number=280)) == 270
-    tested = cortado.match(*photographs, method="patches", mutual=True, ratio=1.0)
-    assert 0 < len(tested) < 270
-    assert (tested.rows[:, [0, 2]] >= 8).all()
+    points = [[0, 0], [4, 8], [20, 20], [40, 40]]
+    for asked, test in ((None, {"ratio": 1.0}), (None, {}), (points, {})):
+        kept = {"points": asked, "mutual": True, "keep_lost": True, **test}
+        tested = cortado.match(*photographs, method="patches", **kept)
+        assert 0 < len(tested) < 270
+        assert (tested.rows[:, [0, 2]] >= 8).all()
 
 
 def test_no_points(photographs: tuple[np.ndarray, np.ndarray]) -> None:
@@ -332,7 +319,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "number": ({"number": 0}, "number: expected at least 1, got 0"),
     "ratio": ({"ratio": 0}, "ratio: expected a number above 0 and at most 1, got 0"),
     "step": ({"step": 0}, "step: expected pixels above 0, got 0"),
-    "longer side": ({"longer_side": -1}, "longer_side: expected pixels, or 0 for all images, got -1"),
     "apart": ({"apart": -1}, "apart: expected pixels, got -1"),
     "points": ({"points": [1, 2]}, r"points: expected \[P, 2\] of them, got \[2\]"),
     "word": ({"points": "slow"}, r'points: expected \[P, 2\] of them, or "fast", got "slow"'),
@@ -372,7 +358,7 @@ def test_a_matcher_is_as_it_was_made(photographs: tuple[np.ndarray, np.ndarray])
         Matcher("ucn_demo_hn", seed=0, feature="conv9")
     narrow = photographs[0][:, :3]
     sparse = Matcher("ucn_hn", seed=0, feature="inception_4a/output", step=50)  # from pixel 4 on
-    with pytest.raises(ValueError, match="no candidate lies in image_b: it is too small for this step"):
+    with pytest.raises(ValueError, match="^image2: no candidate lies in it: enlarge it, or make the"):
         cortado.match(photographs[0], narrow.repeat(8, 1), net=sparse)
 
 

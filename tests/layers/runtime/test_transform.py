@@ -145,6 +145,16 @@ def test_the_longer_side_is_limited(dtype: torch.dtype) -> None:
             torch.testing.assert_close(found[:, y, x].double(), wanted, rtol=0, atol=1e-4)
 
 
+def test_what_is_finer_than_a_pixel_is_smoothed_away() -> None:
+    """Only if asked for: every third column is all that is sampled else."""
+    image = torch.zeros(3, 90, 120)
+    image[:, :, 1::3] = 240
+    (plain, ratio), (smooth, same) = limited(image, 40), limited(image, 40, smooth=True)
+    assert ratio == same == 40 / 120
+    assert (plain == 240).all()
+    torch.testing.assert_close(smooth[:, :, 1:-1], torch.full((3, 30, 38), 80.0), atol=10, rtol=0)
+
+
 @pytest.mark.parametrize("longer_side", [0, 14, 20])
 def test_an_image_that_is_small_enough_stays(longer_side: int) -> None:
     image = torch.rand(3, 9, 14)
