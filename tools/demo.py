@@ -46,6 +46,7 @@ def methods() -> dict[str, Finder]:
     from cortado.nets import models
 
     from .demo_pair import BASELINES, descriptors
+    from .matching import STEP
     from .opencv import NoOpenCV, opencv
 
     baselines = BASELINES
@@ -55,4 +56,4 @@ def methods() -> dict[str, Finder]:
     except NoOpenCV as missing:
         click.echo(f"left out: {missing}")
     names = dict.fromkeys((models.BEST, *models.names()))
-    return {name: models.pretrained(name) for name in names} | descriptors(baselines)
+    return {name: models.pretrained(name, step=STEP) for name in names} | descriptors(baselines)
