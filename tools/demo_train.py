@@ -21,7 +21,7 @@ NETS = ("ucn_demo_hn", "ucn_demo_hn_st")
 def command(out: str, iterations: int | None) -> None:
     """Train ucn_demo_hn and ucn_demo_hn_st, then match the Middlebury Motorcycle pair.
 
-    Writes train_report.json, pictures and the trained weights to --out. Five minutes on two cores.
+    Writes train_report.json, pictures and the trained weights to --out. Three minutes on two cores.
 
     \b
     cortado demo_train --out demo_out

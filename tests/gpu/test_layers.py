@@ -116,7 +116,7 @@ class WithKernels(OnDevice):
     def test_no_wait_for_the_device(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for sample in self.samples():
             bottoms = self.bottoms(sample, torch.float32)
-            layer = self.layer(sample.params, tuple(tuple(x.shape) for x in bottoms)).to(self.device)
+            layer = type(self).made(self, sample.params, bottoms)
             monkeypatch.setattr(self, "made", lambda *_, layer=layer: layer)  # parameters' copies wait
             given = [torch.ones_like(top) for top in self.run(sample.params, bottoms)]
             self._given(sample, bottoms, given)  # compiles
