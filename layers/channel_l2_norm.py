@@ -25,21 +25,22 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from ._runtime import autocast, cuda
-from ._runtime.checks import BlobError, Shape, expect_floating, shapes
-from ._runtime.dispatch import use_cuda
+from ._runtime import cuda
+from ._runtime.checks import BlobError, Shape
+from ._runtime.definition import Bottom, Definition, Spec, Top
 from ._runtime.layer import Layer
-from ._runtime.params import choice, param, valid
+from ._runtime.params import param
 from ._runtime.registry import register
 from ._runtime.samples import Sample
+from ._runtime.wide import wide, wide_dtype
 
 
 class EpsilonMode(enum.Enum):
@@ -56,6 +57,10 @@ class Params:
     eps_mode: EpsilonMode = param(EpsilonMode.MAX, doc="where eps enters")
 
 
+BOTTOMS = (Bottom("bottom", "[N, C, ...]"),)
+TOPS = (Top("top"),)
+
+
 def infer(params: Params, bottom: Shape) -> tuple[Shape]:
     """The bottom's own shape; raises :class:`BlobError` unless it has a channel axis."""
     if len(bottom) < 2:
@@ -63,61 +68,56 @@ def infer(params: Params, bottom: Shape) -> tuple[Shape]:
     return (bottom,)
 
 
-def forward(x: Tensor, eps: float, mode: EpsilonMode) -> tuple[Tensor, Tensor]:
-    """The top, and the denominators ``[N, 1, ...]``."""
-    wide = _wide(x)
-    top = wide * wide
+def meta(params: Params, bottom: Tensor) -> Sequence[Spec]:
+    """The top; the denominators ``[N, 1, ...]``."""
+    shape = bottom.shape
+    return (shape, bottom.dtype), ((shape[0], 1, *shape[2:]), wide_dtype(bottom.dtype))
+
+
+def forward(params: Params, bottom: Tensor) -> tuple[Tensor, Tensor]:
+    x = wide(bottom)
+    top = x * x
     square = top.sum(1, keepdim=True)
-    if mode is EpsilonMode.SQRT:
-        square += eps
+    if params.eps_mode is EpsilonMode.SQRT:
+        square += params.eps
     denominator = square.sqrt_()
-    if mode is EpsilonMode.MAX:
-        denominator.clamp_(min=eps)
-    return torch.div(wide, denominator, out=top).to(x.dtype), denominator
+    if params.eps_mode is EpsilonMode.MAX:
+        denominator.clamp_(min=params.eps)
+    return torch.div(x, denominator, out=top).to(bottom.dtype), denominator
 
 
-def backward(
-    top_gradient: Tensor, x: Tensor, denominator: Tensor, eps: float, mode: EpsilonMode
-) -> Tensor:
-    """The bottom's gradient."""
-    g, wide = _wide(top_gradient), _wide(x)
-    gradient = wide * g
+def backward(params: Params, top_gradient: Tensor, bottom: Tensor, denominator: Tensor) -> Tensor:
+    g, x = wide(top_gradient), wide(bottom)
+    gradient = x * g
     along = gradient.sum(1, keepdim=True).div_(denominator).div_(denominator).neg_()
-    if mode is EpsilonMode.MAX:
-        along.masked_fill_(denominator <= eps, 0)
-    torch.mul(wide, along, out=gradient)
-    return gradient.add_(g).div_(denominator).to(x.dtype)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+    if params.eps_mode is EpsilonMode.MAX:
+        along.masked_fill_(denominator <= params.eps, 0)
+    torch.mul(x, along, out=gradient)
+    return gradient.add_(g).div_(denominator).to(bottom.dtype)
 
 
 kernels = cuda.Kernels(__file__)
 KEPT = 8  # channels a thread keeps in registers (KEEP in the .cu)
 
 
-def forward_cuda(x: Tensor, eps: float, mode: EpsilonMode) -> tuple[Tensor, Tensor]:
-    x = x.contiguous()
+def forward_cuda(params: Params, bottom: Tensor) -> tuple[Tensor, Tensor]:
+    x = bottom.contiguous()
     top = torch.empty_like(x)
-    shape = (x.shape[0], 1, *x.shape[2:])
-    denominator = x.new_empty(shape, dtype=cuda.accumulator_dtype(x.dtype))
+    denominator = x.new_empty((x.shape[0], 1, *x.shape[2:]), dtype=wide_dtype(x.dtype))
     kernels.launch(
         "channel_l2_norm_forward",
         x=x,
         y=top,
         denominator=denominator,
-        added=eps if mode is EpsilonMode.SQRT else 0,
-        least=eps if mode is EpsilonMode.MAX else -1,
+        added=params.eps if params.eps_mode is EpsilonMode.SQRT else 0,
+        least=params.eps if params.eps_mode is EpsilonMode.MAX else -1,
         **_launch(x),
     )
     return top, denominator
 
 
-def backward_cuda(
-    top_gradient: Tensor, x: Tensor, denominator: Tensor, eps: float, mode: EpsilonMode
-) -> Tensor:
-    x = x.contiguous()
+def backward_cuda(params: Params, top_gradient: Tensor, bottom: Tensor, denominator: Tensor) -> Tensor:
+    x = bottom.contiguous()
     gradient = torch.empty_like(x)
     kernels.launch(
         "channel_l2_norm_backward",
@@ -125,7 +125,7 @@ def backward_cuda(
         x=x,
         denominator=denominator,
         gradient=gradient,
-        least=eps if mode is EpsilonMode.MAX else -1,
+        least=params.eps if params.eps_mode is EpsilonMode.MAX else -1,
         **_launch(x),
     )
     return gradient
@@ -148,23 +148,20 @@ def _launch(x: Tensor) -> dict[str, int]:
     }
 
 
-class Function(torch.autograd.Function):
-    @staticmethod
-    def forward(x: Tensor, eps: float, mode: EpsilonMode) -> tuple[Tensor, Tensor]:
-        return (forward_cuda if use_cuda(x) else forward)(x, eps, mode)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        x, ctx.eps, ctx.mode = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(x, output[1])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, top_gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
-        x, denominator = ctx.saved_tensors
-        path = backward_cuda if use_cuda(x) else backward
-        return path(top_gradient, x, denominator, ctx.eps, ctx.mode), None, None
+definition = Definition(
+    "channel_l2_norm",
+    Params,
+    BOTTOMS,
+    TOPS,
+    kept=("denominator",),
+    infer=infer,
+    meta=meta,
+    forward=forward,
+    backward=backward,
+    forward_cuda=forward_cuda,
+    backward_cuda=backward_cuda,
+    traced=True,
+)
 
 
 def channel_l2_norm(
@@ -176,22 +173,13 @@ def channel_l2_norm(
     the module for what happens at a zero vector. Same shape and dtype out. Raises ``BlobError``
     for less than two axes, ``TypeError`` unless floating point. Source: UCN, Section 4.
     """
-    mode = choice(EpsilonMode, eps_mode, "eps_mode")
-    params = valid(Params(eps, mode))
-    infer(params, **shapes("channel_l2_norm", bottom=bottom))
-    expect_floating(bottom=bottom)
-    top: Tensor = autocast.apply(Function, bottom, params.eps, mode)[0]
+    top: Tensor = definition(definition.params(eps, eps_mode), bottom)
     return top
 
 
-@register("ChannelL2Norm", aliases=("L2NormLayer",), bottoms=1, tops=1)
+@register("ChannelL2Norm", aliases=("L2NormLayer",))
 class ChannelL2Norm(Layer):
-    Params = Params
-    bottom_names = ("bottom",)
-    infer = staticmethod(infer)
-
-    def forward(self, bottom: Tensor) -> Tensor:
-        return channel_l2_norm(bottom, self.params.eps, self.params.eps_mode)
+    definition = definition
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:

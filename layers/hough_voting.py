@@ -53,29 +53,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from ._runtime import autocast, boxes, cuda
-from ._runtime.checks import (
-    BlobError,
-    Shape,
-    deferred,
-    expect_axes,
-    expect_floating,
-    expect_same_device,
-    present,
-    raise_if,
-    shapes,
-    value_flag,
-    valueless,
-)
-from ._runtime.dispatch import use_cuda
+from ._runtime import boxes, cuda
+from ._runtime.checks import BlobError, Shape, expect_axes, raise_if, value_flag
+from ._runtime.definition import Bottom, Definition, Role, Spec, Top
 from ._runtime.geometry import table_pointers
 from ._runtime.layer import Layer
-from ._runtime.params import choice, param, valid
+from ._runtime.operators import unbacked
+from ._runtime.params import param
 from ._runtime.registry import register
 from ._runtime.samples import Sample
-from ._runtime.sizes import FAR, expect_sizes, shape_of, size_of
+from ._runtime.sizes import FAR, Size, expect_sizes
+from ._runtime.wide import wide_dtype
 
 CHUNK = 1 << 15  # matches at a time: what stays in a core's cache
 
@@ -126,6 +115,17 @@ class Params:
         return self.rule is Rule.RELEASED
 
 
+BOTTOMS = (
+    Bottom("scores", "[P, S]"),
+    Bottom("rois_a", "[P, 5]", Role.TABLE),
+    Bottom("rois_b", "[S, 5]", Role.TABLE, shared=True),
+    Bottom("size_a", "[N, C, H, W]", Role.SIZE, shared=True),
+    Bottom("size_b", "[N, C, H, W]", Role.SIZE, shared=True),
+    Bottom("votes", "[P, S]", optional=True),
+)
+TOPS = (Top("top"),)
+
+
 def infer(
     params: Params,
     scores: Shape,
@@ -167,6 +167,11 @@ class Grid(NamedTuple):
             raise ValueError(f"{params.scale_bins} x {x} x {y} bins are more than 31 bits can count")
         return grid
 
+    @classmethod
+    def around(cls, table: Tensor) -> Grid:
+        """Of the sums by bin ``[scale + 2, x + 2, y + 2]``."""
+        return cls(*(length - 2 for length in table.shape))
+
     @property
     def shape(self) -> Shape:
         return (self.scale + 2, self.x + 2, self.y + 2)
@@ -175,12 +180,12 @@ class Grid(NamedTuple):
     def total(self) -> int:
         return math.prod(self.shape)
 
-    def inside(self, sums: Tensor) -> Tensor:
-        """Sums by bin ``[total]`` with 0 in the border."""
-        kept = torch.zeros_like(sums)
-        middle = (slice(1, -1),) * 3
-        kept.view(self.shape)[middle] = sums.view(self.shape)[middle]
-        return kept
+
+def inside(sums: Tensor) -> Tensor:
+    """Sums by bin with 0 in the border."""
+    kept, middle = torch.zeros_like(sums), (slice(1, -1),) * 3
+    kept[middle] = sums[middle]
+    return kept
 
 
 def frames(
@@ -245,46 +250,84 @@ def _chunks(matches: Tensor) -> Iterator[slice]:
 
 
 def _sums(values: Callable[[slice], Tensor], at: Tensor, grid: Grid) -> Tensor:
-    """``values`` of some rows of matches after the other, added up by bin ``[total]``, in float64."""
+    """``values`` of some rows of matches after the other, added up by bin, in float64."""
     total = torch.zeros(grid.total, dtype=torch.float64, device=at.device)
     for rows in _chunks(at):
         index, weight = at[rows].flatten(), values(rows).double().flatten()
-        if at.is_cuda or valueless(at):  # bincount has no fixed order there; index_put_ sorts
+        if at.is_cuda:  # bincount has no fixed order there; index_put_ sorts
             total.index_put_((index.long(),), weight, accumulate=True)
         else:
             total += torch.bincount(index, weight, grid.total)
-    return total
+    return total.view(grid.shape)
+
+
+def _without_the_first(sums: Tensor, used: Tensor) -> Tensor:
+    """0 for the first bin in use, if all matches in use have a bin."""
+    if bool(((used > 0) & (inside(used) == 0)).any()):
+        return sums
+    first = used.flatten().nonzero()[:1, 0]
+    return sums.flatten().index_fill(0, first, 0).view(sums.shape)
+
+
+def _looked_up(table: Tensor, bin: Tensor) -> Tensor:
+    return table.view(-1).index_select(0, bin.flatten()).view(bin.shape)
+
+
+def meta(
+    params: Params,
+    scores: Tensor,
+    rois_a: Tensor,
+    rois_b: Tensor,
+    size_a: Tensor,
+    size_b: Tensor,
+    votes: Tensor | None = None,
+) -> Sequence[Spec]:
+    """The top; each match's bin ``[P, S]``; the votes by bin; the frames."""
+    table = params.scale_bins + 2, unbacked(3), unbacked(3)
+    return (
+        (scores.shape, scores.dtype),
+        (scores.shape, torch.int32),
+        (table, wide_dtype(scores.dtype)),
+        ((4, scores.shape[0]), torch.float64),
+        ((6, scores.shape[1]), torch.float64),
+    )
+
+
+def expect(params: Params, scores: Tensor, rois_a: Tensor, rois_b: Tensor, *_: Any) -> None:
+    """Finite rois."""
+    boxes.expect_finite(rois_a=rois_a)
+    boxes.expect_finite(rois_b=rois_b)
 
 
 def forward(
+    params: Params,
     scores: Tensor,
-    votes: Tensor | None,
     rois_a: Tensor,
     rois_b: Tensor,
-    size_a: tuple[float, float],
-    size_b: tuple[float, float],
-    params: Params,
+    size_a: Size,
+    size_b: Size,
+    votes: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """The top, each match's bin ``[P, S]`` int32, the votes by bin (float32 or wider), the frames."""
     grid = Grid.of(params, *size_b)
     left, right = frames(rois_a, rois_b, size_a, size_b, grid, params)
     at = bins(left, right, grid, params.max_aspect_ratio if params.released else math.inf)
-    voters, wide = scores if votes is None else votes, _wide(scores)
+    voters = scores if votes is None else votes
 
     def voted(rows: slice) -> Tensor:
         given = voters[rows]
         return (given.double() - params.threshold).clamp_(min=0) if params.released else given
 
-    table = grid.inside(_sums(voted, at, grid))
-    table = (table + params.added if params.released else table).to(wide)
+    table = inside(_sums(voted, at, grid))
+    table = (table + params.added if params.released else table).to(wide_dtype(scores.dtype))
     top = torch.empty_like(scores, memory_format=torch.contiguous_format)
     for rows in _chunks(at):
-        found = table.index_select(0, at[rows].flatten()).view_as(at[rows])
+        found = _looked_up(table, at[rows])
         top[rows] = found.mul_(scores[rows]) if params.output is Output.SCORES else found
     return top, at, table, left, right
 
 
 def backward(
+    params: Params,
     top_gradient: Tensor,
     scores: Tensor,
     votes: Tensor | None,
@@ -292,11 +335,10 @@ def backward(
     table: Tensor,
     left: Tensor,
     right: Tensor,
-    grid: Grid,
-    params: Params,
 ) -> tuple[Tensor, Tensor | None]:
-    """The gradients of the scores and, if they are two, of the votes; the frames are not read."""
-    voters, wide = scores if votes is None else votes, table.dtype
+    """Of the scores and, if they are two, of the votes; the frames are the kernels'."""
+    grid, wide = Grid.around(table), table.dtype
+    voters = scores if votes is None else votes
     product, published = params.output is Output.SCORES, params.grad is Gradient.published
 
     def weight(rows: slice) -> Tensor:
@@ -308,32 +350,19 @@ def backward(
 
     sums = _sums(lambda rows: weight(rows) * voted(rows) if published else weight(rows), at, grid)
     if published:
-        sums = _without_the_first(sums, _sums(lambda rows: weight(rows) != 0, at, grid), grid)
-    sums = grid.inside(sums).to(wide)
+        sums = _without_the_first(sums, _sums(lambda rows: weight(rows) != 0, at, grid))
+    sums = inside(sums).to(wide)
     to_scores = torch.empty_like(scores, memory_format=torch.contiguous_format)
     to_votes = None if votes is None else torch.empty_like(to_scores)
     for rows in _chunks(at):
-        index = at[rows].flatten()
-        shared = sums.index_select(0, index).view_as(at[rows])
+        shared = _looked_up(sums, at[rows])
         if params.released:
             shared *= voted(rows)
-        direct = table.index_select(0, index).view_as(shared).mul_(top_gradient[rows]) if product else 0
+        direct = _looked_up(table, at[rows]).mul_(top_gradient[rows]) if product else 0
         to_scores[rows] = direct if to_votes is not None else shared.add_(direct)
         if to_votes is not None:
             to_votes[rows] = shared
     return to_scores, to_votes
-
-
-def _without_the_first(sums: Tensor, used: Tensor, grid: Grid) -> Tensor:
-    """0 for the first bin in use, if all matches in use have a bin."""
-    if valueless(used) or bool(((used > 0) & (grid.inside(used) == 0)).any()):
-        return sums
-    first = used.nonzero()[:1, 0]
-    return sums.index_fill(0, first, 0)
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 kernels = cuda.Kernels(__file__)
@@ -343,13 +372,13 @@ SPAN = 8  # boxes of A a thread
 
 
 def forward_cuda(
+    params: Params,
     scores: Tensor,
-    votes: Tensor | None,
     rois_a: Tensor,
     rois_b: Tensor,
-    size_a: tuple[float, float],
-    size_b: tuple[float, float],
-    params: Params,
+    size_a: Size,
+    size_b: Size,
+    votes: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     scores = scores.contiguous()
     grid = Grid.of(params, *size_b)
@@ -380,6 +409,7 @@ def forward_cuda(
 
 
 def backward_cuda(
+    params: Params,
     top_gradient: Tensor,
     scores: Tensor,
     votes: Tensor | None,
@@ -387,9 +417,8 @@ def backward_cuda(
     table: Tensor,
     left: Tensor,
     right: Tensor,
-    grid: Grid,
-    params: Params,
 ) -> tuple[Tensor, Tensor | None]:
+    grid = Grid.around(table)
     top_gradient, scores = top_gradient.contiguous(), scores.contiguous()
     voters = scores if votes is None else votes.contiguous()
     times = scores if params.output is Output.SCORES else None
@@ -479,7 +508,7 @@ def _table_cuda(
     clipped: bool = False,
     added: float = 0,
 ) -> Tensor:
-    """The matches' weights summed by bin ``[total]``, as acc_t; see Weight in the .cu."""
+    """The matches' weights summed by bin, as acc_t; see Weight in the .cu."""
     (rows, columns), plane = given.shape, grid.x * grid.y
     threads, device = cuda.threads(256), given.device
     ranked, order = torch.empty_like(right), torch.empty(columns, dtype=torch.int32, device=device)
@@ -517,7 +546,7 @@ def _table_cuda(
         block=threads,
         **_binning(grid, params),
     )
-    table = torch.empty(grid.total, dtype=cuda.accumulator_dtype(given.dtype), device=device)
+    table = torch.empty(grid.shape, dtype=wide_dtype(given.dtype), device=device)
     kernels.launch(
         "hough_voting_table",
         scalar=given.dtype,
@@ -563,28 +592,20 @@ def _binning(grid: Grid, params: Params) -> dict[str, float]:
     }
 
 
-class Function(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        scores: Tensor, votes: Tensor | None, rois_a: Tensor, rois_b: Tensor, *sizes_and_params: Any
-    ) -> tuple[Tensor, ...]:
-        path = forward_cuda if use_cuda(scores, rois_a, rois_b) else forward
-        return path(scores, votes, rois_a, rois_b, *sizes_and_params)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        scores, votes, _, _, _, size_b, ctx.params = inputs
-        ctx.grid = Grid.of(ctx.params, *size_b)
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(scores, votes, *output[1:])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, top_gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        path = backward_cuda if use_cuda(top_gradient) else backward
-        saved = (*ctx.saved_tensors, ctx.grid, ctx.params)
-        found = path(top_gradient, *saved)
-        return *found, None, None, None, None, None
+definition = Definition(
+    "hough_voting",
+    Params,
+    BOTTOMS,
+    TOPS,
+    kept=("at", "table", "left", "right"),
+    infer=infer,
+    meta=meta,
+    expect=expect,
+    forward=forward,
+    backward=backward,
+    forward_cuda=forward_cuda,
+    backward_cuda=backward_cuda,
+)
 
 
 def hough_voting(
@@ -612,54 +633,14 @@ def hough_voting(
     are not finite (on CUDA ``ValueError``, later); ``TypeError`` for dtypes and devices; ``ValueError``
     for sizes below a pixel. Sizes in a CUDA tensor wait for the device. Source: SCNet, Eqs. 7-9, 12.
     """
-    kinds = choice(Rule, rule, "rule"), choice(Output, output, "output"), choice(Gradient, grad, "grad")
-    params = valid(Params(*kinds, threshold, added, max_aspect_ratio, **binning))
-    return _vote(params, scores, rois_a, rois_b, size_a, size_b, votes)
-
-
-def _vote(
-    params: Params,
-    scores: Tensor,
-    rois_a: Tensor,
-    rois_b: Tensor,
-    size_a: Sequence[float] | Tensor,
-    size_b: Sequence[float] | Tensor,
-    votes: Tensor | None,
-) -> Tensor:
-    voting = {"scores": scores, **present(votes=votes)}
-    tables = {"rois_a": rois_a, "rois_b": rois_b}
-    given = {"size_a": size_a, "size_b": size_b}
-    sizes = {name: shape_of("hough_voting", name, size) for name, size in given.items()}
-    infer(params, **shapes("hough_voting", **voting, **tables), **sizes)
-    expect_floating(**voting)
-    expect_same_device(scores=scores, **tables)
-    rois_a, rois_b = rois_a.detach(), rois_b.detach()
-    if not (deferred(scores) and use_cuda(scores, rois_a, rois_b)):  # the kernels look themselves
-        boxes.expect_finite(rois_a=rois_a)
-        boxes.expect_finite(rois_b=rois_b)
-    geometry = rois_a, rois_b, size_of("size_a", size_a), size_of("size_b", size_b)
-    top: Tensor = autocast.apply(Function, scores, votes, *geometry, params)[0]
+    params = definition.params(rule, output, grad, threshold, added, max_aspect_ratio, **binning)
+    top: Tensor = definition(params, scores, rois_a, rois_b, size_a, size_b, votes)
     return top
 
 
-@register("HoughVoting", bottoms=(5, 6), tops=1)
+@register("HoughVoting")
 class HoughVoting(Layer):
-    Params = Params
-    bottom_names = ("scores", "rois_a", "rois_b", "size_a", "size_b", "votes")
-    tables = (1, 2, 3, 4)
-    shared = (2, 3, 4)
-    infer = staticmethod(infer)
-
-    def forward(
-        self,
-        scores: Tensor,
-        rois_a: Tensor,
-        rois_b: Tensor,
-        size_a: Tensor,
-        size_b: Tensor,
-        votes: Tensor | None = None,
-    ) -> Tensor:
-        return _vote(self.params, scores, rois_a, rois_b, size_a, size_b, votes)
+    definition = definition
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:
@@ -723,7 +704,7 @@ def _sample(
     if alone is not None:
         grid = Grid.of(params, *size_b)
         at = bins(*frames(*tables, size_a, size_b, grid, params), grid, params.max_aspect_ratio)
-        f[(at <= at[alone, alone]) | (grid.inside(torch.ones(grid.total))[at] == 0)] = 0
+        f[(at <= at[alone, alone]) | (inside(torch.ones(grid.shape)).view(-1)[at] == 0)] = 0
         f[alone, alone] = 0.7
     if whole:
         tables = tables[0].int(), tables[1][:, 1:].int()

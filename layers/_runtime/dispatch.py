@@ -38,18 +38,40 @@ def impl(name: str) -> Iterator[None]:
         _forced = before
 
 
+def forced() -> str:
+    """The path that is forced, "" if none is."""
+    return _forced or ""
+
+
 def use_cuda(*tensors: torch.Tensor) -> bool:
     """Whether these tensors go to the CUDA kernels; raises if "cuda" is forced and can't be had."""
-    if _forced == "torch" or valueless(tensors[0]):
+    if _forced is None and not cuda.takes(tensors[0]):
+        return False
+    return runs_kernels(forced(), *tensors)
+
+
+def runs_kernels(path: str, *tensors: torch.Tensor) -> bool:
+    """The same where ``path`` says what is forced."""
+    if path == "torch" or valueless(tensors[0]):
         return False
     on_device = all(cuda.takes(tensor) for tensor in tensors)
-    if _forced == "cuda":
+    if path == "cuda":
         if not on_device:
             devices = sorted({str(tensor.device) for tensor in tensors})
             raise RuntimeError(f'impl("cuda") needs CUDA tensors, got {", ".join(devices)}')
         cuda.require()
         return True
     return on_device and (cuda.available() or _say_torch())
+
+
+def kernels_for(tensor: torch.Tensor) -> bool:
+    """Whether kernels would run, or "cuda" is forced, for a compiler: it may have no values."""
+    return _forced == "cuda" or (_forced is None and cuda.takes(tensor) and _available())
+
+
+@torch.compiler.assume_constant_result
+def _available() -> bool:
+    return cuda.available()
 
 
 def note() -> str | None:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from .checks import Shape
+from .definition import Definition, Role
 from .params import NoParams
 from .reach import SAME, Reach
 
@@ -42,6 +43,7 @@ class Layer(nn.Module):
     has ``infer`` as a method of the instance.
     """
 
+    definition: ClassVar[Definition | None] = None
     Params: ClassVar[type] = NoParams
     type_name: ClassVar[str] = ""
     block: ClassVar[str] = ""
@@ -61,6 +63,26 @@ class Layer(nn.Module):
     maps: ClassVar[bool] = True
     infer: ClassVar[Any]
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if (definition := vars(cls).get("definition")) is not None:
+            cls._define(definition)
+
+    @classmethod
+    def _define(cls, definition: Definition) -> None:
+        """What the definition says of the layer."""
+        bottoms = [bottom for bottom in definition.bottoms if bottom.role is not Role.SEED]
+        cls.Params, cls.infer = definition.Params, staticmethod(definition.infer)
+        cls.bottom_names = tuple(bottom.name for bottom in bottoms)
+        chosen = {
+            "tables": lambda x: x.role in (Role.TABLE, Role.SIZE),
+            "labels": lambda x: x.role is Role.LABEL,
+            "shared": lambda x: x.shared,
+            "partly_read": lambda x: x.partly,
+        }
+        for flag, test in chosen.items():
+            setattr(cls, flag, tuple(i for i, bottom in enumerate(bottoms) if test(bottom)))
+
     def __init__(
         self,
         params: Any = None,
@@ -74,6 +96,11 @@ class Layer(nn.Module):
         self.bottoms: tuple[str, ...] = ()
         self.tops: tuple[str, ...] = ()
         self._fitting: tuple[Shape, ...] = ()
+
+    def forward(self, *bottoms: Any) -> Any:
+        """The tops, as the layer's definition has them."""
+        assert self.definition is not None
+        return self.definition(self.params, *bottoms)
 
     def forward_over(self, *bottoms: torch.Tensor) -> Any:
         """What ``forward`` gives, where the memory of the first bottom may be written: nobody reads it

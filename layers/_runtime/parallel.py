@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -17,22 +16,23 @@ from torch import distributed as dist
 
 from .checks import valueless
 
-_together: ContextVar[bool] = ContextVar("together", default=False)
+_together = False  # of the process, which compilers can guard
 
 
 @contextmanager
 def together(yes: bool = True) -> Iterator[None]:
     """Within, the processes of torch.distributed's default group work on one batch."""
-    token = _together.set(yes)
+    global _together
+    before, _together = _together, yes
     try:
         yield
     finally:
-        _together.reset(token)
+        _together = before
 
 
 def place() -> tuple[int, int]:
     """This process's rank and the number of processes that work on the batch: (0, 1) if alone."""
-    return (dist.get_rank(), dist.get_world_size()) if _together.get() else (0, 1)
+    return (dist.get_rank(), dist.get_world_size()) if _together else (0, 1)
 
 
 def samples(position: int, batch_size: int) -> tuple[range, int]:

@@ -44,13 +44,14 @@ def register(
     type: str,
     *,
     aliases: tuple[str, ...] = (),
-    bottoms: Count = 1,
-    tops: Count = 1,
+    bottoms: Count | None = None,
+    tops: Count | None = None,
     block: str | None = None,
 ) -> Callable[[L], L]:
     """Make a :class:`Layer` known by its type name and aliases.
 
-    ``bottoms`` and ``tops`` are a count or an inclusive range, ``(1, None)`` for one or more;
+    ``bottoms`` and ``tops`` are a count or an inclusive range, ``(1, None)`` for one or more; the
+    default is what the layer's definition says, or 1;
     ``block`` names the spec's block of its parameters (default: ``inner_product_param`` for
     ``InnerProduct``).
     """
@@ -58,7 +59,8 @@ def register(
     def decorate(layer: L) -> L:
         caller = sys._getframe(1)  # inspect's getsourcelines takes 2 ms a layer
         place = f"{caller.f_code.co_filename}:{caller.f_lineno}"
-        entry = Entry(type, layer, _range(bottoms), _range(tops), place)
+        counts = [_range(layer, "bottoms", bottoms), _range(layer, "tops", tops)]
+        entry = Entry(type, layer, *counts, place)
         before = {name: _entries[name] for name in (type, *aliases) if name in _entries}
         for name, known in before.items():
             if not _again(known, layer, caller.f_code.co_filename):
@@ -79,7 +81,10 @@ def _again(known: Entry, layer: type[Layer], file: str) -> bool:
     return same and (layer.__module__ == "__main__" or known.place.rpartition(":")[0] == file)
 
 
-def _range(count: Count) -> tuple[int, int | None]:
+def _range(layer: type[Layer], blobs: str, count: Count | None) -> tuple[int, int | None]:
+    if count is None and layer.definition:
+        return layer.definition.count(blobs)
+    count = 1 if count is None else count
     return (count, count) if isinstance(count, int) else count
 
 

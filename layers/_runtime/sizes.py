@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from .checks import NUMBERS, BlobError, Shape, expect_numbers, valueless
 
+Size = tuple[float, float]
+"""An image's height and width, pixels."""
 FAR = 1e18  # pixels: beyond any image, and finite in products of a few
 
 
@@ -47,3 +50,13 @@ def size_of(name: str, given: Sequence[float] | Tensor) -> tuple[float, float]:
     if not (1 <= height < FAR and 1 <= width < FAR):
         raise ValueError(f"{name}: expected a height and a width of at least 1, got {height}, {width}")
     return height, width
+
+
+def size_tensor(given: Sequence[float] | Tensor) -> Tensor:
+    """A size as an operator takes it: the image, or the values; of two integers an image without
+    memory, whose shape a compiler can follow."""
+    if isinstance(given, Tensor):
+        return given
+    if all(isinstance(x, int | torch.SymInt) for x in given):
+        return torch.zeros(()).expand(1, 1, *given)
+    return torch.tensor([float(x) for x in given], dtype=torch.float64)
