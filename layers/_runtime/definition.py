@@ -204,7 +204,8 @@ class Definition:
         Raises TypeError for what is no tensor, dtypes and devices, :class:`~.checks.BlobError` for
         shapes that do not fit, and what ``expect`` raises for values.
         """
-        self.check(params, bottoms)
+        if not torch.compiler.is_dynamo_compiling():  # there the operator says what does not fit
+            self.check(params, bottoms)
         bottoms = self._prepared(bottoms)
         first = bottoms[0][0] if self.many else bottoms[0]
         if torch.compiler.is_compiling():
@@ -311,8 +312,10 @@ class Definition:
     def _compiled(self, params: Any, bottoms: Sequence[Any], first: Tensor) -> Outputs:
         """Torch operations that a compiler can trace are traced, which fuses them; else the operator."""
         kernels = self.forwards[1] is not None and kernels_for(first)
-        if not self.traced or kernels or torch._C._are_functorch_transforms_active():
+        if not self.traced or kernels or _refused_transform():
             return self._operated(params, bottoms)
+        if torch.compiler.is_dynamo_compiling():  # whose own exceptions lose their text
+            self._operated(params, [_without_values(x) for x in bottoms])
         device, keep = first.device.type, self._learns(bottoms)
         if torch.is_autocast_enabled(device):
             bottoms = self.nested([_full(x) for x in self.flat(bottoms)])
@@ -461,6 +464,14 @@ REFUSED = {
 }
 
 
+@torch.compiler.assume_constant_result
+def _refused_transform() -> bool:
+    """Whether a compiler traces vmap or forward mode, which the operator refuses."""
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    grad = torch._C._functorch.TransformType.Grad
+    return any(interpreter.key() != grad for interpreter in stack)
+
+
 class LayerFunction(torch.autograd.Function):
     """What every layer's Function does; each layer has one of its own, named after it."""
 
@@ -514,6 +525,10 @@ class LayerGradient(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, d: Definition, *inputs: Any) -> Any:
         raise RuntimeError(d.refusal("vmap"))
+
+
+def _without_values(x: Any) -> Any:
+    return x.detach().to("meta") if isinstance(x, Tensor) else x
 
 
 def _full(x: Any) -> Any:

@@ -184,12 +184,14 @@ class _Forward(_Operator):
 
     def run(self, *arguments: Any) -> Any:
         bottoms, params, keep, path = self.read(arguments)
+        self.d.check(params, bottoms)
         kernels = self.d.runs_kernels(self.d.placed(bottoms), path)
         found = self.d.compute(kernels, keep, params, bottoms)
         return _one([found[0].new_empty(0) if x is None else x.contiguous() for x in found])
 
     def fake(self, *arguments: Any) -> Any:
         bottoms, params, keep, _ = self.read(arguments)
+        self.d.check(params, bottoms)
         like = self.d.flat(bottoms)[0]
         specs = self.d.meta(params, *bottoms)
         nothing = (0,), specs[0][1]
