@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from cortado.layers._runtime.definition import Definition
+from cortado.layers._runtime.function import refusal
 from cortado.layers._runtime.layer import Layer
 from cortado.layers._runtime.samples import Sample
 from torch import Tensor
@@ -61,7 +62,9 @@ class CompiledSuite:
 
     def leaves(self, sample: Sample, dtype: torch.dtype = torch.float32) -> list[Tensor]:
         bottoms = self.bottoms(sample, dtype)
-        return [x.detach().clone().requires_grad_(i in sample.differentiable) for i, x in enumerate(bottoms)]
+        return [
+            x.detach().clone().requires_grad_(i in sample.differentiable) for i, x in enumerate(bottoms)
+        ]
 
     def detached(self, sample: Sample) -> list[Tensor]:
         return [x.detach() for x in self.leaves(sample)]
@@ -90,7 +93,7 @@ class CompiledSuite:
 
     def arguments(self, sample: Sample, bottoms: Sequence[Tensor]) -> tuple[Any, ...]:
         """The operator's."""
-        scalars = self.definition.fields.scalars(sample.params)
+        scalars = self.definition.schema.scalars(sample.params)
         missing = [None] * (len(self.definition.bottoms) - len(bottoms))
         return (*bottoms, *missing, *scalars)
 
@@ -212,7 +215,9 @@ class CompiledSuite:
                 fake = copied(layer, mode.from_tensor)
                 with mode:
                     assert [described(x) for x in several(fake(*bottoms))] == wanted
-            tops = several(copy.deepcopy(layer).to("meta")(*(x.to("meta") for x in self.detached(sample))))
+            tops = several(
+                copy.deepcopy(layer).to("meta")(*(x.to("meta") for x in self.detached(sample)))
+            )
             assert [described(x) for x in tops] == wanted
             assert {x.device.type for x in tops} == {"meta"}
 
@@ -223,64 +228,75 @@ class CompiledSuite:
 
     def test_functional_gradient(self) -> None:
         for sample in self.learning():
-            wrt, given, layer = sample.differentiable, self.detached(sample), self.layer_of(sample)
+            loss, given = self.loss(sample), self.detached(sample)
+            learnt = [given[i] for i in sample.differentiable]
+            gradient = torch.func.grad(loss, argnums=tuple(range(len(learnt))))
+            leaves = [x.clone().requires_grad_() for x in learnt]
+            same(gradient(*learnt), torch.autograd.grad(loss(*leaves), leaves), sample.name)
 
-            def loss(*learnt: Tensor) -> Tensor:
-                tops = several(layer(*replaced(given, wrt, learnt)))
-                return sum((tops[i].sum() for i in sample.tops), torch.zeros(()))
+    def loss(self, sample: Sample) -> Run:
+        """The sum of the tops as a function of the bottoms that learn."""
+        layer, given = self.layer_of(sample), self.detached(sample)
 
-            gradient = torch.func.grad(loss, argnums=tuple(range(len(wrt))))
-            learnt = [given[i].clone().requires_grad_() for i in wrt]
-            wanted = torch.autograd.grad(loss(*learnt), learnt)
-            same(gradient(*(given[i] for i in wrt)), wanted, sample.name)
+        def loss(*learnt: Tensor) -> Any:
+            tops = several(layer(*replaced(given, sample.differentiable, learnt)))
+            return sum(tops[i].sum() for i in sample.tops)
+
+        return loss
 
     def test_no_second_derivative(self) -> None:
-        words = self.definition.refusal("second derivative")
+        words = refusal(self.definition.name, "second derivative")
         for sample in self.learning():
             layer = self.layer_of(sample)
-            for run, expected in (
-                (layer, words),
-                (self.operator(sample), words),
-                # torch refuses before we are asked
-                (self.compiled(layer), "double backward|create_graph=False"),
-            ):
-                bottoms = self.leaves(sample)
-                tops, learnt = several(run(*bottoms)), [bottoms[i] for i in sample.differentiable]
-                with pytest.raises(RuntimeError, match=expected):
-                    first = torch.autograd.grad(tops[sample.tops[0]].sum(), learnt, create_graph=True)
-                    torch.autograd.grad(sum(x.sum() for x in first), learnt)
+            self._twice(layer, sample, words)
+            self._twice(self.operator(sample), sample, words)
+            # torch refuses before we are asked
+            self._twice(self.compiled(layer), sample, "double backward|create_graph=False")
+
+    def _twice(self, run: Run, sample: Sample, words: str) -> None:
+        def second() -> None:
+            learnt = [bottoms[i] for i in sample.differentiable]
+            first = torch.autograd.grad(top.sum(), learnt, create_graph=True)
+            torch.autograd.grad(sum(x.sum() for x in first), learnt)  # type: ignore[arg-type]
+
+        bottoms = self.leaves(sample)
+        top = several(run(*bottoms))[sample.tops[0]]
+        with pytest.raises(RuntimeError, match=words):
+            second()
 
     def test_no_vmap(self) -> None:
         for sample in self.learning():
-            bottoms = [x[None] for x in self.detached(sample)]
             layer, operator = self.layer_of(sample), self.operator(sample)
             for run in (
-                lambda *x, layer=layer: torch.func.vmap(layer)(*x),
-                lambda *x, operator=operator: torch.func.vmap(operator)(*x),
-                self.compiled(lambda *x, layer=layer: torch.func.vmap(layer)(*x)),
+                torch.func.vmap(layer),
+                torch.func.vmap(operator),
+                self.compiled(torch.func.vmap(layer)),
             ):
-                with pytest.raises(Exception, match=self.definition.refusal("vmap")):
-                    run(*bottoms)
+                with pytest.raises(Exception, match=refusal(self.definition.name, "vmap")):
+                    run(*(x[None] for x in self.detached(sample)))
 
     # torch.func.jvp itself
     @pytest.mark.filterwarnings("ignore:.*torch.jit.script. is deprecated")
     def test_no_forward_mode(self) -> None:
-        words = self.definition.refusal("forward mode")
         for sample in self.learning():
-            (i, *_), given = sample.differentiable, self.detached(sample)
-            layer, one = self.layer_of(sample), torch.ones_like(given[i])
+            bottoms = self.detached(sample)
+            tangent = self.tangent(self.layer_of(sample), sample)
+            runs = (tangent, self.tangent(self.operator(sample), sample), self.compiled(tangent))
+            for run in (*runs, dual(self.layer_of(sample))):
+                with pytest.raises(Exception, match=refusal(self.definition.name, "forward mode")):
+                    run(*bottoms)
 
-            def tangent(x: Tensor, run: Run = layer) -> Any:
-                return torch.func.jvp(lambda x: several(run(*replaced(given, [i], [x]))), (x,), (one,))
+    def tangent(self, run: Run, sample: Sample) -> Run:
+        """Of the tops, in forward mode, by the first bottom that learns."""
+        i = sample.differentiable[0]
 
-            def dual(x: Tensor) -> Any:
-                with forward_ad.dual_level():
-                    return layer(*replaced(given, [i], [forward_ad.make_dual(x, one)]))
+        def tangent(*bottoms: Tensor) -> Any:
+            def tops(x: Tensor) -> tuple[Tensor, ...]:
+                return several(run(*replaced(bottoms, [i], [x])))
 
-            operator = self.operator(sample)
-            for run in (tangent, lambda x: tangent(x, operator), self.compiled(tangent), dual):
-                with pytest.raises(Exception, match=words):
-                    run(given[i])
+            return torch.func.jvp(tops, (bottoms[i],), (torch.ones_like(bottoms[i]),))
+
+        return tangent
 
     def test_compiled_bottoms_that_do_not_fit(self, case: tuple[Any, ...]) -> None:
         bottoms, message, *params = case
@@ -314,6 +330,21 @@ class Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def dual(run: Run) -> Run:
+    """A function of floating bottoms that all carry a tangent."""
+
+    def dual(*bottoms: Tensor) -> Any:
+        with forward_ad.dual_level():
+            return run(
+                *(
+                    forward_ad.make_dual(x, torch.ones_like(x)) if x.is_floating_point() else x
+                    for x in bottoms
+                )
+            )
+
+    return dual
+
+
 def detached(x: Any) -> Any:
     return x.detach() if isinstance(x, Tensor) else x
 
@@ -343,7 +374,9 @@ def copied(layer: Layer, by: Callable[[Tensor], Tensor]) -> Layer:
     """The layer with other blobs."""
     twin = copy.copy(layer)
     twin._parameters = {
-        name: torch.nn.Parameter(by(x.detach())) for name, x in layer._parameters.items() if x is not None
+        name: torch.nn.Parameter(by(x.detach()))
+        for name, x in layer._parameters.items()
+        if x is not None
     }
     return twin
 

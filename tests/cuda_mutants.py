@@ -18,7 +18,7 @@ from typing import Protocol
 import cuda_host
 import cuda_proof
 import torch
-from cortado.layers._runtime import cuda, registry
+from cortado.layers._runtime import cuda, kernel_text, registry
 from cuda_host import CompileError, Host, HostError
 from torch import Tensor
 
@@ -67,7 +67,7 @@ def mutants(path: Path, code: str) -> list[Mutant]:
     """All mutants of a text, by line."""
     lines = code.split("\n")
     found = []
-    for number, bare in enumerate(cuda.without_comments(code).split("\n")):
+    for number, bare in enumerate(kernel_text.without_comments(code).split("\n")):
         if bare.lstrip().startswith("#"):
             continue
         for start, end, text, fault in _faults(bare):
@@ -185,7 +185,7 @@ class Nursery:
 
     def _text(self, index: int) -> str:
         mutant = self.mutants[index]
-        texts = {path: path.read_text() for path in (cuda.PRELUDE, *self.text.parts)}
+        texts = {path: path.read_text() for path in (kernel_text.PRELUDE, *self.text.parts)}
         texts |= {self.text.path: self.text.code} | {mutant.path: mutant.code}
         label = f'#line 1 "mutant {index}:'
         return "\n".join(f'{label}{path.name}"\n{code}' for path, code in texts.items())
@@ -266,4 +266,4 @@ def of_layer(entry: registry.Entry) -> list[Mutant]:
 
 def of_prelude() -> list[Mutant]:
     """The mutants of what all kernels share."""
-    return mutants(cuda.PRELUDE, cuda.PRELUDE.read_text())
+    return mutants(kernel_text.PRELUDE, kernel_text.PRELUDE.read_text())

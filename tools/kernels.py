@@ -61,9 +61,9 @@ def texts() -> list[Text]:
 
 def builds(architectures: tuple[str, ...], scalars: tuple[torch.dtype, ...] = ()) -> Iterator[Build]:
     """Every text for every scalar type (or those given), constant and architecture."""
-    from cortado.layers._runtime import cuda
+    from cortado.layers._runtime import kernel_text
 
-    for text, arch, scalar in itertools.product(texts(), architectures, scalars or cuda.SCALARS):
+    for text, arch, scalar in itertools.product(texts(), architectures, scalars or kernel_text.SCALARS):
         for values in itertools.product(*text.constants.values()):
             yield Build(text, scalar, tuple(zip(text.constants, values, strict=True)), arch)
 
@@ -181,14 +181,14 @@ def command(arch: str, chosen: str | None, as_json: bool) -> None:
 
 
 def _facts(build: Build, kernel: Usage) -> dict[str, object]:
-    from cortado.layers._runtime.cuda import SCALARS
+    from cortado.layers._runtime.kernel_text import SCALARS
 
     how = {"type": SCALARS[build.scalar], "constants": dict(build.constants), "arch": build.arch}
     return how | dataclasses.asdict(kernel)
 
 
 def _row(build: Build, kernel: Usage) -> str:
-    from cortado.layers._runtime.cuda import SCALARS
+    from cortado.layers._runtime.kernel_text import SCALARS
 
     constants = " ".join(f"{name}={value}" for name, value in build.constants)
     numbers = f"{kernel.registers:9} {kernel.shared:7} {kernel.stack:6} {kernel.spilled:7}"

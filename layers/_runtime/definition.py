@@ -26,12 +26,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from . import operators
+from . import function, operators
 from .checks import Shape, deferred, expect_floating, expect_same_device, shapes, valueless
 from .dispatch import forced, kernels_for, runs_kernels, use_cuda
 from .parallel import balanced, place
+from .schema import Schema
 from .sizes import shape_of, size_of, size_tensor
 
 
@@ -49,7 +49,13 @@ class Role(Enum):
     SIZE = "size"
     """An image, of which only the shape is read, or two values (height, width), on any device."""
     SEED = "seed"
-    """What random numbers are drawn by, int64 ``[1]`` on the CPU: the layer gives it, no net does."""
+    """What random numbers are drawn by, int64 ``[1]`` on the CPU: the layer's own, no net gives it."""
+    BLOB = "blob"
+    """A parameter blob of the layer, which learns as maps do."""
+
+
+OWN = (Role.SEED, Role.BLOB)
+"""The roles of what no net gives a layer."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ class Bottom:
 
     @property
     def differentiable(self) -> bool:
-        return self.role is Role.MAP and not self.why_no_gradient
+        return self.role in (Role.MAP, Role.BLOB) and not self.why_no_gradient
 
 
 @dataclass(frozen=True)
@@ -86,39 +92,41 @@ class Top:
 
 Spec = tuple[Sequence[int], torch.dtype]
 """Shape and dtype of a tensor that a function will give."""
-SIMPLE = {int, float, bool, str, type(None)}
 Outputs = tuple[Any, ...]
 """Tops and kept tensors, of these some None."""
+SIMPLE = {int, float, bool, str, type(None)}
 
 
-class Asked(NamedTuple):
-    """An argument of a backward function, as its signature names it: what it is, and of which bottom,
-    top or output."""
+class Named(NamedTuple):
+    """What a parameter of backward stands for: "wanted", or of a bottom, top or kept tensor, by its
+    number, the "gradient", the tensor itself ("bottom", "output"), its "shape" or its "dtype"."""
 
     kind: str
-    index: int = 0
+    number: int = 0
 
 
 class Definition:
     """A layer's mathematics, to be called: ``definition(params, *bottoms)``.
 
-    - ``infer(params, *bottom_shapes) -> top_shapes`` raises :class:`~.checks.BlobError`;
+    - ``infer(params, *bottom_shapes) -> top_shapes`` raises :class:`~.checks.BlobError`.
     - ``meta(params, *bottoms)`` gives a :data:`Spec` for each top and for each tensor in ``kept``, from
-      the shapes and types of the bottoms alone; a size that depends on values is
-      :func:`~.operators.unbacked`;
-    - ``forward(params, *bottoms)`` gives the tops and then what is ``kept``, in one tuple. Sizes come to
-      it as (height, width), optional bottoms that are not given as None. A forward with a parameter
-      ``keep`` is told whether a gradient will be asked for, and gives None for what is kept if not;
-    - ``backward(params, ...)`` names what it needs: ``<top>_gradient``, ``wanted`` (which gradients are),
-      bottoms, tops and kept tensors by their names, ``<bottom>_shape``, ``<bottom>_dtype``. What it names
-      is what is saved. It gives the gradients of the bottoms that have one, None where unwanted.
+      the shapes and types of the bottoms alone. A size that depends on values is
+      :func:`~.operators.unbacked`.
+    - ``forward(params, *bottoms)`` gives the tops and then what is ``kept``, in one tuple. Sizes come
+      to it as (height, width), optional bottoms that are not given as None. A forward with a parameter
+      ``keep`` is told whether a gradient will be asked for, and gives None for what is kept if not.
+    - ``backward(params, ...)`` names what it needs: ``<top>_gradient``, ``wanted`` (which gradients
+      are), bottoms, tops and kept tensors by their names, ``<bottom>_shape``, ``<bottom>_dtype``. What
+      it names is what is saved. It gives the gradients of the bottoms that have one, None where
+      unwanted.
 
     No output is an input, or shares memory with another output. In place of a kept tensor that would be
     the first top itself ``meta`` and ``forward`` give None, and backward gets the top.
 
-    ``forward_cuda`` and ``backward_cuda`` have the same signatures. ``expect(params, *bottoms)`` looks at
-    values, unless kernels do it. ``traced``: compilers may look into ``forward`` and ``backward``; else
-    the operator stands for them. ``result`` makes a named tuple of the tops.
+    ``forward_cuda`` and ``backward_cuda`` have the same signatures. ``expect(params, *bottoms)`` looks
+    at values, unless kernels do it. ``traced``: compilers may look into ``forward`` and ``backward``; else
+    the operator stands for them. ``result`` makes a named tuple of the tops. Of bottoms that are
+    ``many``, only the first can be, and then it alone has a gradient.
     """
 
     def __init__(
@@ -139,48 +147,49 @@ class Definition:
         traced: bool = False,
         result: Callable[..., Any] | None = None,
     ) -> None:
-        self.name, self.Params = name, Params
+        self.name, self.Params, self.schema = name, Params, Schema(Params)
         self.bottoms, self.tops, self.kept = tuple(bottoms), tuple(tops), tuple(kept)
-        self.infer, self.meta, self.expect, self.traced, self.result = infer, meta, expect, traced, result
-        self.fields, self.known = operators.Fields(Params), dict[Any, Any]()
+        self.infer, self.meta, self.expect = infer, meta, expect
         self.forwards, self.backwards = (forward, forward_cuda), (backward, backward_cuda)
+        self.traced, self.result = traced, result
         self.keeps = "keep" in inspect.signature(forward).parameters
-        self.maps, self.beside, self.sizes = (
-            [i for i, bottom in enumerate(self.bottoms) if bottom.role in roles]
-            for roles in ((Role.MAP,), (Role.TABLE, Role.LABEL), (Role.SIZE,))
-        )
         self.many = self.bottoms[0].many
+        self.maps = self._of(Role.MAP)
+        self.placed = self._of(Role.MAP, Role.BLOB, Role.TABLE, Role.LABEL)
+        self.sizes = self._of(Role.SIZE)
         self.learning = [i for i, x in enumerate(self.bottoms) if backward and x.differentiable]
-        self.outputs = (*(top.name for top in self.tops), *self.kept)
         self.still = [i for i in range(len(self.bottoms)) if i not in self.learning]
+        self.outputs = (*(top.name for top in self.tops), *self.kept)
         self.alive = [i for i, top in enumerate(self.tops) if backward and not top.why_no_gradient]
         self.dead = [i for i in range(len(self.outputs)) if i not in self.alive]
-        self.asked = self._asked(backward) if backward else []
-        self.unseen = [i for i in self.learning if Asked("bottom", i) not in self.asked]
-        title = "".join(part.capitalize() for part in name.split("_"))
-        self.function = type(title, (LayerFunction,), {"__module__": __name__})
-        self.apply = super(torch.autograd.Function, self.function).apply  # see _eager
+        self.named = self._named_by(backward) if backward else []
+        self.unseen = [i for i in self.learning if Named("bottom", i) not in self.named]
+        self.function = function.of_layer(name)
         self.operator, self.backward_operator = operators.register(self)
+        self._known: dict[Any, Any] = {}
 
-    def _asked(self, backward: Callable[..., Any]) -> list[Asked]:
-        """Of each of backward's parameters after ``params``."""
-        names = [bottom.name for bottom in self.bottoms]
-        known = {"wanted": Asked("wanted")}
-        known |= {f"{top}_gradient": Asked("gradient", i) for i, top in enumerate(self.outputs)}
+    def _of(self, *roles: Role) -> list[int]:
+        return [i for i, bottom in enumerate(self.bottoms) if bottom.role in roles]
+
+    def _named_by(self, backward: Callable[..., Any]) -> list[Named]:
+        """Each parameter of backward after ``params``."""
+        bottoms = [bottom.name for bottom in self.bottoms]
+        known = {"wanted": Named("wanted")}
+        known |= {f"{top}_gradient": Named("gradient", i) for i, top in enumerate(self.outputs)}
         for kind in ("shape", "dtype"):
-            known |= {f"{name}_{kind}": Asked(kind, i) for i, name in enumerate(names)}
-        known |= {name: Asked("output", i) for i, name in enumerate(self.outputs)}
-        known |= {name: Asked("bottom", i) for i, name in enumerate(names)}
-        _, *asked = inspect.signature(backward).parameters
-        if unknown := [name for name in asked if name not in known]:
+            known |= {f"{bottom}_{kind}": Named(kind, i) for i, bottom in enumerate(bottoms)}
+        known |= {output: Named("output", i) for i, output in enumerate(self.outputs)}
+        known |= {bottom: Named("bottom", i) for i, bottom in enumerate(bottoms)}
+        _, *names = inspect.signature(backward).parameters
+        if unknown := [name for name in names if name not in known]:
             raise TypeError(f"{self.name}: backward names {unknown}, expected some of {sorted(known)}")
-        return [known[name] for name in asked]
+        return [known[name] for name in names]
 
     def count(self, blobs: str) -> tuple[int, int | None]:
         """How many "bottoms" or "tops" a layer has, inclusive; None for any number."""
         if blobs == "tops":
             return min(len(self.tops), 1), len(self.tops)
-        given = [bottom for bottom in self.bottoms if bottom.role is not Role.SEED]
+        given = [bottom for bottom in self.bottoms if bottom.role not in OWN]
         return sum(not bottom.optional for bottom in given), None if self.many else len(given)
 
     # ------------------------------------------------------------------------------------ a call
@@ -192,11 +201,11 @@ class Definition:
         """
         kinds = (*map(type, args), *map(type, kwargs.values()))
         if torch.compiler.is_compiling() or not SIMPLE.issuperset(kinds):
-            return self.fields.given(args, kwargs)
+            return self.schema.given(args, kwargs)
         key = (args, *kwargs.items(), kinds)
-        if key not in self.known:
-            self.known[key] = self.fields.given(args, kwargs)
-        return self.known[key]
+        if key not in self._known:
+            self._known[key] = self.schema.given(args, kwargs)
+        return self._known[key]
 
     def __call__(self, params: Any, *bottoms: Any) -> Any:
         """The tops: one tensor, or a tuple of them.
@@ -206,14 +215,14 @@ class Definition:
         """
         if not torch.compiler.is_dynamo_compiling():  # there the operator says what does not fit
             self.check(params, bottoms)
-        bottoms = self._prepared(bottoms)
-        first = bottoms[0][0] if self.many else bottoms[0]
+        every = self._every(bottoms)
+        first = every[0][0] if self.many else every[0]
         if torch.compiler.is_compiling():
-            outputs = self._compiled(params, bottoms, first)
+            outputs = self._compiled(params, every, first)
         elif valueless(first):
-            outputs = self._operated(params, bottoms)
+            outputs = self._operated(params, every)
         else:
-            outputs = self._outside_of_autocast(params, bottoms, first)
+            outputs = self._eager(params, every, first)
         if place()[1] > 1:
             outputs = self._balanced(outputs)
         if len(self.tops) == 1:
@@ -221,40 +230,114 @@ class Definition:
         tops = outputs[: len(self.tops)]
         return self.result(*tops) if self.result else tuple(tops)
 
+    def _every(self, bottoms: Sequence[Any]) -> Sequence[Any]:
+        """All bottoms, None for one that is not given; those without a gradient detached."""
+        every = [*bottoms, *[None] * (len(self.bottoms) - len(bottoms))]
+        for i in self.still:
+            if isinstance(every[i], Tensor) and every[i].requires_grad:
+                every[i] = every[i].detach()
+        return every
+
+    def _eager(self, params: Any, bottoms: Sequence[Any], first: Tensor) -> Outputs:
+        device = first.device.type
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return self._eager(params, self._full(bottoms), first)
+        kernels = self.forwards[1] is not None and use_cuda(*self.deciding(bottoms))
+        keep = self._learns(bottoms)
+        if function.transformed():
+            function.expect_backward_mode(self.name, self.flat(bottoms))
+            return self.function.apply(self, kernels, keep, params, *self.flat(bottoms))
+        if not keep:
+            return self.compute(kernels, keep, params, bottoms)
+        return function.apply(self.function, self, kernels, keep, params, *self.flat(bottoms))
+
+    def _compiled(self, params: Any, bottoms: Sequence[Any], first: Tensor) -> Outputs:
+        """What a compiler can trace is traced, which fuses it; the operator stands for the rest."""
+        kernels = self.forwards[1] is not None and kernels_for(first)
+        if not self.traced or kernels or function.refused_transform():
+            return self._operated(params, bottoms)
+        if torch.compiler.is_dynamo_compiling():
+            # The operator looks at the shapes: of an exception in what it traces, Dynamo loses the text.
+            # Nobody reads what it gives, so that nothing of it is left.
+            self._operated(params, [_without_values(x) for x in bottoms])
+        device, keep = first.device.type, self._learns(bottoms)
+        if not torch.is_autocast_enabled(device):
+            return self.function.apply(self, False, keep, params, *self.flat(bottoms))
+        with torch.autocast(device, enabled=False):
+            return self.function.apply(self, False, keep, params, *self.flat(self._full(bottoms)))
+
+    def _operated(self, params: Any, bottoms: Sequence[Any]) -> Outputs:
+        given = list(bottoms)
+        for i in self.sizes:
+            given[i] = None if given[i] is None else size_tensor(given[i])
+        keep = (self._learns(bottoms),) if self.keeps else ()
+        found = self.operator(*given, *self.schema.scalars(params), *keep, forced())
+        return (found,) if isinstance(found, Tensor) else found
+
+    def _learns(self, bottoms: Sequence[Any]) -> bool:
+        if not torch.is_grad_enabled():
+            return False
+        for x in bottoms[0] if self.many else [bottoms[i] for i in self.learning]:
+            if x is not None and x.requires_grad:
+                return True
+        return False
+
+    def _full(self, bottoms: Sequence[Any]) -> Sequence[Any]:
+        """Where autocast is on, half inputs are read as float32, as by torch's own norms and losses."""
+        return self.nested([_full(x) for x in self.flat(bottoms)])
+
+    def _balanced(self, outputs: Outputs) -> Outputs:
+        counts = dict(zip(self.outputs, outputs, strict=True))
+        return tuple(
+            balanced(x, counts[top.mean_of]) if top.mean_of else x
+            for top, x in zip(self.tops, outputs, strict=False)
+        )
+
+    # ------------------------------------------------------------------------------------ the bottoms
+
     def check(self, params: Any, bottoms: Sequence[Any]) -> None:
         """Raise for shapes, dtypes and devices that do not fit."""
         try:
             found = [x.shape for x in self.flat(bottoms)]
         except AttributeError:  # a size in numbers, an optional bottom that is not given, or no tensor
-            found = [self._shape(bottom, x) for bottom, x in zip(self.bottoms, bottoms, strict=False)]
+            found = self._shapes(bottoms)
         self.infer(params, *found)
-        maps = [bottoms[i] for i in self.maps if i < len(bottoms)]
-        if self.many:
-            maps = [*maps[0], *maps[1:]]
-        first = maps[0]
+        maps = bottoms[0] if self.many else [bottoms[i] for i in self.maps if i < len(bottoms)]
+        first = next(iter(maps), bottoms[0])
         dtype, device = first.dtype, first.device
-        alike = dtype.is_floating_point
-        for x in maps[1:]:
-            alike = alike and (x is None or (x.dtype == dtype and x.device == device))
-        if not alike:
-            expect_floating(**self._named(bottoms, self.maps))
-        for i in self.beside:
-            if i < len(bottoms) and bottoms[i] is not None and bottoms[i].device != device:
-                expect_same_device(**self._named(bottoms, [*self.maps[:1], *self.beside]))
+        for x in maps:
+            if x is not None and not (
+                x.is_floating_point() and x.dtype == dtype and x.device == device
+            ):
+                expect_floating(**self._by_name(bottoms, self.maps))
+        beside = [i for i in self.placed if i < len(bottoms) and not self.bottoms[i].many]
+        if any(bottoms[i] is not None and bottoms[i].device != device for i in beside):
+            chosen = [i for i in self.placed if i not in self.maps[1:]]
+            expect_same_device(**self._by_name(bottoms, chosen))
 
-    def _shape(self, bottom: Bottom, x: Any) -> Shape | None:
-        if x is None and bottom.optional:
-            return None
-        if bottom.role is Role.SIZE:
-            return shape_of(self.name, bottom.name, x)
-        return shapes(self.name, **{bottom.name: x})[bottom.name]
+    def _shapes(self, bottoms: Sequence[Any]) -> list[Shape | None]:
+        found: list[Shape | None] = []
+        for bottom, given in zip(self.bottoms, bottoms, strict=False):
+            for x in given if bottom.many else (given,):
+                if x is None and bottom.optional:
+                    found.append(None)
+                elif bottom.role is Role.SIZE:
+                    found.append(shape_of(self.name, bottom.name, x))
+                else:
+                    found.append(shapes(self.name, **{bottom.name: x})[bottom.name])
+        while found and found[-1] is None:
+            found.pop()
+        return found
 
-    def _named(self, bottoms: Sequence[Any], chosen: Sequence[int]) -> dict[str, Tensor]:
+    def _by_name(self, bottoms: Sequence[Any], chosen: Sequence[int]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         for i in chosen:
-            if i < len(bottoms) and bottoms[i] is not None:
-                name, x = self.bottoms[i].name, bottoms[i]
-                found |= {f"{name}[{j}]": y for j, y in enumerate(x)} if self.many else {name: x}
+            bottom, x = self.bottoms[i], bottoms[i] if i < len(bottoms) else None
+            if bottom.many:
+                found |= {f"{bottom.name}[{j}]": y for j, y in enumerate(x or ())}
+            elif x is not None:
+                found[bottom.name] = x
         return found
 
     def flat(self, bottoms: Sequence[Any]) -> Sequence[Any]:
@@ -265,79 +348,14 @@ class Definition:
         """The bottoms again: the first is a list where it is ``many``."""
         if not self.many:
             return flat
-        rest = len(self.bottoms) - 1
-        return (list(flat[: len(flat) - rest]), *flat[len(flat) - rest :])
+        first = len(flat) - len(self.bottoms) + 1
+        return (list(flat[:first]), *flat[first:])
 
-    def _prepared(self, bottoms: Sequence[Any]) -> Sequence[Any]:
-        """All of them, None for one that is not given; those without a gradient detached."""
-        bottoms = [*bottoms, *[None] * (len(self.bottoms) - len(bottoms))]
-        for i in self.still:
-            if isinstance(bottoms[i], Tensor) and bottoms[i].requires_grad:
-                bottoms[i] = bottoms[i].detach()
-        return bottoms
-
-    def _outside_of_autocast(self, params: Any, bottoms: Sequence[Any], first: Tensor) -> Outputs:
-        """Where autocast is on, half inputs are read as float32, as torch's own norms and losses do."""
-        device = first.device.type
-        if not torch.is_autocast_enabled(device):
-            return self._eager(params, bottoms)
-        with torch.autocast(device, enabled=False):
-            return self._eager(params, self.nested([_full(x) for x in self.flat(bottoms)]))
-
-    def _eager(self, params: Any, bottoms: Sequence[Any]) -> Outputs:
-        kernels = self.forwards[1] is not None and use_cuda(*self.placed(bottoms))
-        keep = self._learns(bottoms)
-        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-            self.expect_backward_mode(bottoms)
-            return self.function.apply(self, kernels, keep, params, *self.flat(bottoms))
-        if not keep:
-            return self.compute(kernels, keep, params, bottoms)
-        # not Function.apply, which asks inspect for forward's signature, some 10 us a call
-        return self.apply(self, kernels, keep, params, *self.flat(bottoms))
-
-    def _learns(self, bottoms: Sequence[Any]) -> bool:
-        if not torch.is_grad_enabled():
-            return False
-        for i in self.learning:
-            x = bottoms[i]
-            if any(y.requires_grad for y in x) if self.many else x is not None and x.requires_grad:
-                return True
-        return False
-
-    def placed(self, bottoms: Sequence[Any]) -> list[Tensor]:
-        """The bottoms that say on which device a call runs."""
-        found = [bottoms[i] for i in (*self.maps, *self.beside) if bottoms[i] is not None]
-        return list(self.flat(found))
-
-    def _compiled(self, params: Any, bottoms: Sequence[Any], first: Tensor) -> Outputs:
-        """Torch operations that a compiler can trace are traced, which fuses them; else the operator."""
-        kernels = self.forwards[1] is not None and kernels_for(first)
-        if not self.traced or kernels or _refused_transform():
-            return self._operated(params, bottoms)
-        if torch.compiler.is_dynamo_compiling():  # whose own exceptions lose their text
-            self._operated(params, [_without_values(x) for x in bottoms])
-        device, keep = first.device.type, self._learns(bottoms)
-        if torch.is_autocast_enabled(device):
-            bottoms = self.nested([_full(x) for x in self.flat(bottoms)])
-            with torch.autocast(device, enabled=False):
-                return self.function.apply(self, False, keep, params, *self.flat(bottoms))
-        return self.function.apply(self, False, keep, params, *self.flat(bottoms))
-
-    def _operated(self, params: Any, bottoms: Sequence[Any]) -> Outputs:
-        bottoms = [
-            size_tensor(x) if bottom.role is Role.SIZE and x is not None else x
-            for bottom, x in zip(self.bottoms, bottoms, strict=True)
-        ]
-        keep = (self._learns(bottoms),) if self.keeps else ()
-        found = self.operator(*bottoms, *self.fields.scalars(params), *keep, forced())
-        return (found,) if isinstance(found, Tensor) else found
-
-    def _balanced(self, outputs: Outputs) -> Outputs:
-        counts = dict(zip(self.outputs, outputs, strict=True))
-        return tuple(
-            balanced(x, counts[top.mean_of]) if top.mean_of else x
-            for top, x in zip(self.tops, outputs, strict=False)
-        )
+    def deciding(self, bottoms: Sequence[Any]) -> list[Tensor]:
+        """The bottoms that decide on which device a call runs."""
+        if self.many:
+            return list(bottoms[0])
+        return [bottoms[i] for i in self.placed if bottoms[i] is not None]
 
     # ------------------------------------------------- what the Function and the operators both call
 
@@ -348,7 +366,7 @@ class Definition:
             for i in self.sizes:
                 if bottoms[i] is not None:
                     bottoms[i] = size_of(self.bottoms[i].name, bottoms[i])
-        if self.expect and not (kernels and deferred(self.placed(bottoms)[0])):
+        if self.expect and not (kernels and deferred(self.deciding(bottoms)[0])):
             self.expect(params, *bottoms)
         forward = self.forwards[kernels]
         assert forward is not None
@@ -356,82 +374,67 @@ class Definition:
 
     def save(self, ctx: Any, bottoms: Sequence[Any], outputs: Sequence[Tensor | None]) -> None:
         """Keep what backward names, and nothing else."""
-        saved: list[Tensor | None] = []
-        described: list[Any] = []
-        for kind, i in self.asked:
+        saved: list[Any] = []
+        facts: list[Any] = []
+        for kind, i in self.named:
             if kind == "bottom":
                 saved += bottoms[i] if self.many and i == 0 else [bottoms[i]]
             elif kind == "output":
                 saved.append(outputs[0] if outputs[i] is None else outputs[i])
             elif kind == "shape":
-                described.append(bottoms[i].shape)
+                facts.append(bottoms[i].shape)
             elif kind == "dtype":
-                described.append(bottoms[i].dtype)
-        ctx.described = described
-        ctx.unseen = [(bottoms[i].shape, bottoms[i].dtype) for i in self.unseen]
+                facts.append(bottoms[i].dtype)
+        ctx.facts = facts
         if len(self.alive) > 1:
-            ctx.tops = [(x.shape, x.dtype, x.device) for x in outputs[: len(self.tops)]]
+            tops = [outputs[i] for i in self.alive]
+            ctx.alive = [(x.shape, x.dtype, x.device) for x in tops if x is not None]
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*[outputs[i] for i in self.dead if outputs[i] is not None])
         ctx.save_for_backward(*saved)
 
-    def given(self, ctx: Any, gradients: Sequence[Tensor | None]) -> Sequence[Tensor | None] | None:
-        """The tops' gradients, zeros for one that nobody has where others are; None without any."""
-        missing = [i for i in self.alive if gradients[i] is None]
-        if len(missing) == len(self.alive):
-            return None
-        gradients = list(gradients)
-        for i in missing:
-            shape, dtype, device = ctx.tops[i]
-            gradients[i] = torch.zeros(shape, dtype=dtype, device=device)
-        return gradients
-
-    def gradients(
-        self,
-        kernels: bool,
-        params: Any,
-        gradients: Sequence[Tensor | None],
-        saved: Sequence[Tensor | None],
-        described: Sequence[Any],
-        wanted: Sequence[bool],
-    ) -> list[Tensor | None]:
-        """The gradients of the bottoms that learn, in one row; None for those that are not wanted."""
-        tensors, facts, arguments = iter(saved), iter(described), []
-        for kind, i in self.asked:
+    def arguments(
+        self, ctx: Any, gradients: Sequence[Tensor | None], wanted: Sequence[bool]
+    ) -> list[Any]:
+        """What backward names, from what :meth:`save` kept; nothing where no top has a gradient."""
+        if len(self.alive) == 1:
+            if gradients[self.alive[0]] is None:
+                return []
+        elif not (gradients := self._filled(ctx, gradients)):
+            return []
+        saved, facts = iter(ctx.saved_tensors), iter(ctx.facts)
+        found: list[Any] = []
+        for kind, i in self.named:
             if kind == "gradient":
-                arguments.append(gradients[i])
+                found.append(gradients[i])
             elif kind == "wanted":
-                arguments.append(tuple(wanted))
+                found.append(tuple(wanted))
             elif kind in ("shape", "dtype"):
-                arguments.append(next(facts))
-            elif kind == "bottom" and self.many and i == 0:
-                arguments.append([next(tensors) for _ in wanted])
+                found.append(next(facts))
+            elif kind == "bottom" and self.bottoms[i].many:
+                found.append([next(saved) for _ in wanted])
             else:
-                arguments.append(next(tensors))
+                found.append(next(saved))
+        return found
+
+    def _filled(self, ctx: Any, gradients: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        """Zeros for a top that has no gradient where another has one; nothing where none has."""
+        found = list(gradients)
+        if all(found[i] is None for i in self.alive):
+            return []
+        for i, (shape, dtype, device) in zip(self.alive, ctx.alive, strict=True):
+            if found[i] is None:
+                found[i] = torch.zeros(shape, dtype=dtype, device=device)
+        return found
+
+    def differentiate(
+        self, kernels: bool, params: Any, arguments: Sequence[Any]
+    ) -> list[Tensor | None]:
+        """The gradients of the bottoms that learn, in one row; None of those that are not wanted."""
         backward = self.backwards[kernels]
         assert backward is not None
         found = backward(params, *arguments)
         return [found] if isinstance(found, Tensor) else list(found)
-
-    def gradients_by_operator(
-        self, ctx: Any, gradients: Sequence[Tensor | None], wanted: Sequence[bool]
-    ) -> list[Tensor | None]:
-        """The same by the operator, from what :meth:`save` kept."""
-        saved, facts, arguments = list(ctx.saved_tensors), iter(ctx.described), list[Any]()
-        for kind, i in self.asked:
-            if kind == "gradient":
-                arguments.append(gradients[i])
-            elif kind in ("shape", "dtype"):
-                arguments.append(next(facts))
-            elif kind == "bottom" and self.bottoms[i].many:
-                arguments.append([saved.pop(0) for _ in wanted])
-            elif kind != "wanted":
-                arguments.append(saved.pop(0))
-        for spec in ctx.unseen:
-            arguments += spec
-        scalars = self.fields.scalars(ctx.params)
-        found = iter(self.backward_operator(*arguments, list(wanted), *scalars, ctx.path))
-        return [next(found) if want else None for want in wanted]
 
     def wanted(self, needs: Sequence[bool]) -> Sequence[bool]:
         """Which gradients are, by which of the bottoms in one row need one."""
@@ -439,99 +442,17 @@ class Definition:
             return needs[: len(needs) - len(self.bottoms) + 1]
         return [needs[i] for i in self.learning]
 
-
-    def expect_backward_mode(self, bottoms: Sequence[Any]) -> None:
-        """Raise for tensors that carry a tangent."""
-        if forward_ad._current_level < 0:
-            return
-        for x in self.flat(bottoms):
-            if isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None:
-                raise RuntimeError(self.refusal("forward mode"))
-
-    def runs_kernels(self, tensors: Sequence[Tensor], path: str) -> bool:
-        """Whether an operator that was given these runs the kernels."""
+    def runs_kernels(self, path: str, tensors: Sequence[Tensor]) -> bool:
+        """Whether an operator that is given these, and a forced path or "", runs the kernels."""
         return self.forwards[1] is not None and runs_kernels(path, *tensors)
-
-    def refusal(self, what: str) -> str:
-        """Of a second derivative, of vmap and forward mode: in the same words everywhere."""
-        return f"{self.name} has no {what}: {REFUSED[what]}"
-
-
-REFUSED = {
-    "second derivative": "its gradient cannot be differentiated again",
-    "vmap": "give it a batch",
-    "forward mode": "ask for its gradient by backward",
-}
-
-
-@torch.compiler.assume_constant_result
-def _refused_transform() -> bool:
-    """Whether a compiler traces vmap or forward mode, which the operator refuses."""
-    stack = torch._C._functorch.get_interpreter_stack() or []
-    grad = torch._C._functorch.TransformType.Grad
-    return any(interpreter.key() != grad for interpreter in stack)
-
-
-class LayerFunction(torch.autograd.Function):
-    """What every layer's Function does; each layer has one of its own, named after it."""
-
-    @staticmethod
-    def forward(d: Definition, kernels: bool, keep: bool, params: Any, *bottoms: Any) -> Outputs:
-        return d.compute(kernels, keep, params, d.nested(bottoms))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
-        ctx.definition, ctx.kernels, _, ctx.params, *flat = inputs
-        ctx.definition.save(ctx, ctx.definition.nested(flat), output)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
-        d, needs = ctx.definition, ctx.needs_input_grad[4:]
-        found: list[Tensor | None] = [None] * (4 + len(needs))
-        given = d.given(ctx, gradients)
-        if given is None:
-            return tuple(found)
-        wanted, saved = d.wanted(needs), ctx.saved_tensors
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            own = LayerGradient.apply(d, (ctx.kernels, ctx.params, ctx.described, wanted), *given, *saved)  # whose graph is asked for
-        else:
-            own = d.gradients(ctx.kernels, ctx.params, given, saved, ctx.described, wanted)
-        for i, gradient in zip(range(len(own)) if d.many else d.learning, own, strict=True):
-            found[4 + i] = gradient
-        return tuple(found)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, d: Definition, *inputs: Any) -> Any:
-        raise RuntimeError(d.refusal("vmap"))
-
-
-class LayerGradient(torch.autograd.Function):
-    """A layer's gradients as a node of the graph, which cannot be differentiated again."""
-
-    @staticmethod
-    def forward(d: Definition, call: Any, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-        kernels, params, described, wanted = call
-        given, saved = tensors[: len(d.outputs)], tensors[len(d.outputs) :]
-        return tuple(d.gradients(kernels, params, given, saved, described, wanted))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.definition = inputs[0]
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor | None) -> Any:
-        raise RuntimeError(ctx.definition.refusal("second derivative"))
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, d: Definition, *inputs: Any) -> Any:
-        raise RuntimeError(d.refusal("vmap"))
 
 
 def _without_values(x: Any) -> Any:
+    if isinstance(x, (list, tuple)) and x and isinstance(x[0], Tensor):
+        return [_without_values(y) for y in x]
     return x.detach().to("meta") if isinstance(x, Tensor) else x
 
 
 def _full(x: Any) -> Any:
     half = isinstance(x, Tensor) and x.dtype in (torch.float16, torch.bfloat16)
     return x.float() if half else x
-

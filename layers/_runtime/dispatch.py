@@ -69,7 +69,7 @@ def kernels_for(tensor: torch.Tensor) -> bool:
     return _forced == "cuda" or (_forced is None and cuda.takes(tensor) and _available())
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _available() -> bool:
     return cuda.available()
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .checks import Shape
-from .definition import Definition, Role
+from .definition import OWN, Definition, Role
 from .params import NoParams
 from .reach import SAME, Reach
 
@@ -71,7 +71,7 @@ class Layer(nn.Module):
     @classmethod
     def _define(cls, definition: Definition) -> None:
         """What the definition says of the layer."""
-        bottoms = [bottom for bottom in definition.bottoms if bottom.role is not Role.SEED]
+        bottoms = [bottom for bottom in definition.bottoms if bottom.role not in OWN]
         cls.Params, cls.infer = definition.Params, staticmethod(definition.infer)
         cls.bottom_names = tuple(bottom.name for bottom in bottoms)
         chosen = {

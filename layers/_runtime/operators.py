@@ -4,112 +4,26 @@ They stand for a layer where nothing may look into it: where kernels run, where 
 course, and for tensors without values. :func:`register` makes them of a
 :class:`~.definition.Definition`; kernels, shapes and gradients are the definition's own functions.
 
-Parameters enter the schema as scalars, enums by their names, with the defaults of ``Params``; a nested
-block (a filler) describes blobs, not the mathematics, and stays outside. ``path`` is "torch" or "cuda"
-where one is forced, "" where the device says it.
+Parameters enter as scalars (:mod:`.schema`); ``path`` is "torch" or "cuda" where one is forced, ""
+where the device says it.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import enum
-import math
-import types
-import typing
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .params import choice, valid
+from .function import refusal
 
 if TYPE_CHECKING:
-    from .definition import Definition
+    from .definition import Bottom, Definition
 
 NAMESPACE = "cortado"
-_TYPES: dict[Any, str] = {float: "float", int: "SymInt", bool: "bool", str: "str"}
 _libraries: dict[str, torch.library.Library] = {}
-
-
-class Fields:
-    """A ``Params`` class as scalars of a schema."""
-
-    def __init__(self, Params: type) -> None:
-        self.Params = Params
-        hints = typing.get_type_hints(Params)
-        every = [field for field in dataclasses.fields(Params) if field.init]
-        chosen = [(field, _schema(hints[field.name])) for field in every]
-        self.fields = [field for field, kind in chosen if kind]
-        self.names = [field.name for field in self.fields]
-        self.kinds = [kind for _, kind in chosen if kind]
-        self.enums = [_enum(hints[name]) for name in self.names]
-        self.made: dict[tuple[Any, ...], Any] = {}
-
-    def given(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """The checked parameters of a functional form's arguments, enums by their names too."""
-        values = {**dict(zip(self.names, args, strict=False)), **kwargs}
-        for name, kind in zip(self.names, self.enums, strict=True):
-            if kind and name in values:
-                values[name] = choice(kind, values[name], name)
-        return valid(self.Params(**values))
-
-    def declared(self) -> list[str]:
-        """The schema's arguments; the last of them have defaults, as a schema wants it."""
-        defaults = [_default(field) for field in self.fields]
-        last = max((i + 1 for i, default in enumerate(defaults) if not default), default=0)
-        return [
-            f"{kind} {name}{default if i >= last else ''}"
-            for i, (kind, name, default) in enumerate(zip(self.kinds, self.names, defaults, strict=True))
-        ]
-
-    def scalars(self, params: Any) -> tuple[Any, ...]:
-        """The values that enter."""
-        found = [getattr(params, name) for name in self.names]
-        return tuple([x.name if isinstance(x, enum.Enum) else x for x in found])
-
-    def params(self, scalars: Sequence[Any]) -> Any:
-        """The parameters again."""
-        values = tuple([tuple(x) if isinstance(x, list) else x for x in scalars])
-        plain = not any(isinstance(x, SYMBOLIC) for x in values)
-        if plain and values in self.made:
-            return self.made[values]
-        named = zip(self.names, self.enums, values, strict=True)
-        params = self.Params(**{name: kind[x] if kind else x for name, kind, x in named})
-        if plain:
-            self.made[values] = params
-        return params
-
-
-SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
-
-
-def _schema(hint: Any) -> str:
-    """A field's type in a schema; "" for a nested block."""
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        (inner,) = [x for x in typing.get_args(hint) if x is not type(None)]
-        return f"{_schema(inner)}?" if _schema(inner) else ""
-    if typing.get_origin(hint) is tuple:
-        return f"{_schema(typing.get_args(hint)[0])}[]"
-    if dataclasses.is_dataclass(hint):
-        return ""
-    return "str" if _enum(hint) else _TYPES[hint]
-
-
-def _enum(hint: Any) -> type[enum.Enum] | None:
-    return hint if isinstance(hint, type) and issubclass(hint, enum.Enum) else None
-
-
-def _default(field: dataclasses.Field[Any]) -> str:
-    value = field.default
-    if value is dataclasses.MISSING or (isinstance(value, float) and not math.isfinite(value)):
-        return ""
-    if isinstance(value, enum.Enum):
-        value = value.name
-    if isinstance(value, str):
-        return f'="{value}"'
-    return f"={list(value) if isinstance(value, tuple) else value}"
 
 
 def unbacked(least: int = 0) -> Any:
@@ -155,17 +69,17 @@ class _Operator:
         raise NotImplementedError
 
     def no_vmap(self, info: Any, in_dims: Any, *arguments: Any) -> Any:
-        raise RuntimeError(self.d.refusal("vmap"))
+        raise RuntimeError(refusal(self.d.name, "vmap"))
 
 
 class _Forward(_Operator):
     """``cortado::<layer>(bottoms, parameters, keep where it is asked, path) -> tops, kept tensors``."""
 
     def __init__(self, d: Definition, library: torch.library.Library) -> None:
-        bottoms = [f"{_tensor(x.many, x.optional)} {x.name}" for x in d.bottoms]
+        bottoms = [f"{_tensor(bottom)} {bottom.name}" for bottom in d.bottoms]
         last = [*(["bool keep=True"] if d.keeps else []), 'str path=""']
         gives = f"({', '.join(['Tensor'] * len(d.outputs))})"
-        super().__init__(d, library, d.name, [*bottoms, *d.fields.declared(), *last], gives)
+        super().__init__(d, library, d.name, [*bottoms, *d.schema.arguments, *last], gives)
         for device in ("cpu", "cuda"):
             torch.library.register_autocast(self.qualified, device, torch.float32, lib=library)
         if d.backwards[0]:
@@ -176,28 +90,28 @@ class _Forward(_Operator):
         """Bottoms, parameters, whether to keep, the path; raises in forward mode, whose tangents an
         operator does not see."""
         if forward_ad._current_level >= 0:
-            raise RuntimeError(self.d.refusal("forward mode"))
-        arguments, first = self.full(arguments), len(self.d.bottoms)
-        last = first + len(self.d.fields.names)
-        *keep, path = arguments[last:]
-        return arguments[:first], self.d.fields.params(arguments[first:last]), all(keep), path
+            raise RuntimeError(refusal(self.d.name, "forward mode"))
+        every, first = self.full(arguments), len(self.d.bottoms)
+        last = first + len(self.d.schema.fields)
+        *keep, path = every[last:]
+        return every[:first], self.d.schema.params(every[first:last]), all(keep), path
 
     def run(self, *arguments: Any) -> Any:
         bottoms, params, keep, path = self.read(arguments)
         self.d.check(params, bottoms)
-        kernels = self.d.runs_kernels(self.d.placed(bottoms), path)
+        kernels = self.d.runs_kernels(path, self.d.deciding(bottoms))
         found = self.d.compute(kernels, keep, params, bottoms)
         return _one([found[0].new_empty(0) if x is None else x.contiguous() for x in found])
 
     def fake(self, *arguments: Any) -> Any:
         bottoms, params, keep, _ = self.read(arguments)
         self.d.check(params, bottoms)
-        like = self.d.flat(bottoms)[0]
+        like, tops = self.d.flat(bottoms)[0], len(self.d.tops)
         specs = self.d.meta(params, *bottoms)
-        nothing = (0,), specs[0][1]
-        chosen = [
-            nothing if x is None or not (keep or i < len(self.d.tops)) else x for i, x in enumerate(specs)
-        ]
+        first = specs[0]
+        assert first is not None
+        nothing = (0,), first[1]
+        chosen = [spec if spec and (keep or i < tops) else nothing for i, spec in enumerate(specs)]
         return _one([like.new_empty(shape, dtype=dtype) for shape, dtype in chosen])
 
     def setup_context(self, ctx: Any, inputs: Sequence[Any], output: Any) -> None:
@@ -206,31 +120,26 @@ class _Forward(_Operator):
             raise RuntimeError(f"{self.qualified}: keep=False, but a gradient is asked for")
         outputs = [output] if isinstance(output, Tensor) else output
         specs = self.d.meta(ctx.params, *bottoms)
-        outputs = [None if spec is None else x for spec, x in zip(specs, outputs, strict=True)]
-        self.d.save(ctx, bottoms, outputs)
+        present = [None if spec is None else x for spec, x in zip(specs, outputs, strict=True)]
+        ctx.unseen = [x for i in self.d.unseen for x in (bottoms[i].shape, bottoms[i].dtype)]
+        self.d.save(ctx, bottoms, present)
 
     def gradients(self, ctx: Any, *gradients: Tensor | None) -> Any:
         d, needs = self.d, ctx.needs_input_grad
         wanted = list(needs[0]) if d.many else [needs[i] for i in d.learning]
-        given = d.given(ctx, gradients)
+        every: list[Tensor | None] = [None] * len(wanted)
+        if arguments := d.arguments(ctx, gradients, wanted):
+            named = [x for x, (kind, _) in zip(arguments, d.named, strict=True) if kind != "wanted"]
+            given = iter(
+                d.backward_operator(
+                    *named, *ctx.unseen, wanted, *d.schema.scalars(ctx.params), ctx.path
+                )
+            )
+            every = [next(given) if want else None for want in wanted]
         found: list[Any] = [None] * len(needs)
-        if given is None:
-            return tuple([[None] * len(wanted), *found[1:]] if d.many else found)
-        every = d.gradients_by_operator(ctx, given, wanted)
-        if d.many:
-            found[0] = every
-        else:
-            for i, gradient in zip(d.learning, every, strict=True):
-                found[i] = gradient
+        for i, gradient in zip(d.learning, [every] if d.many else every, strict=True):
+            found[i] = gradient
         return tuple(found)
-
-
-class _Given(NamedTuple):
-    """What :meth:`~.definition.Definition.gradients` takes of a call."""
-
-    gradients: list[Tensor | None]
-    saved: list[Tensor | None]
-    described: list[Any]
 
 
 FACTS = {"shape": "SymInt[]", "dtype": "ScalarType"}
@@ -239,71 +148,70 @@ FACTS = {"shape": "SymInt[]", "dtype": "ScalarType"}
 class _Backward(_Operator):
     """``cortado::<layer>_backward``: the gradients that are wanted, in one list.
 
-    Its arguments are what the layer's backward names, in that order, then shape and dtype of a
-    bottom that learns where the bottom itself is not among them, which gradients are wanted, the
-    parameters and the path.
+    Its arguments are what the layer's backward names, in that order; shape and dtype of a bottom that
+    learns where the bottom itself is not among them; which gradients are wanted; the parameters and
+    the path.
     """
 
     def __init__(self, d: Definition, library: torch.library.Library) -> None:
         arguments = []
-        for kind, i in d.asked:
+        for kind, i in d.named:
             if kind == "gradient":
                 arguments.append(f"Tensor {d.outputs[i]}_gradient")
             elif kind == "output":
                 arguments.append(f"Tensor {d.outputs[i]}")
             elif kind == "bottom":
-                bottom = d.bottoms[i]
-                arguments.append(f"{_tensor(bottom.many, bottom.optional)} {bottom.name}")
+                arguments.append(f"{_tensor(d.bottoms[i])} {d.bottoms[i].name}")
             elif kind in FACTS:
                 arguments.append(f"{FACTS[kind]} {d.bottoms[i].name}_{kind}")
         for i in d.unseen:
             arguments += [f"SymInt[] {d.bottoms[i].name}_size", f"ScalarType {d.bottoms[i].name}_type"]
-        arguments += ["bool[] wanted", *d.fields.declared(), 'str path=""']
+        arguments += ["bool[] wanted", *d.schema.arguments, 'str path=""']
         super().__init__(d, library, f"{d.name}_backward", arguments, "Tensor[]")
         torch.library.register_autograd(self.qualified, self.no_second, lib=library)
 
-    def read(self, arguments: Sequence[Any]) -> tuple[_Given, list[tuple[Any, Any]], Sequence[bool], Any, str]:
+    def read(self, arguments: Sequence[Any]) -> tuple[list[Any], list[Any], Sequence[bool], Any, str]:
         """What backward names; shape and dtype of each bottom that learns; wanted, parameters, path."""
-        arguments, given = list(self.full(arguments)), _Given([None] * len(self.d.outputs), [], [])
-        bottoms: dict[int, Any] = {}
-        for kind, i in self.d.asked:
-            if kind == "wanted":
-                continue
-            x = arguments.pop(0)
-            if kind == "gradient":
-                given.gradients[i] = x
-            elif kind in FACTS:
-                given.described.append(x)
+        d, given = self.d, iter(self.full(arguments))
+        named = [None if kind == "wanted" else next(given) for kind, _ in d.named]
+        specs = {i: (next(given), next(given)) for i in d.unseen}
+        wanted, *scalars, path = given
+        named = [
+            tuple(wanted) if kind == "wanted" else x
+            for (kind, _), x in zip(d.named, named, strict=True)
+        ]
+        described: list[Any] = []
+        for i in d.learning:
+            if i in specs:
+                described.append(specs[i])
             else:
-                given.saved.extend(x if isinstance(x, list) else [x])
-            if kind == "bottom":
-                bottoms[i] = x
-        unseen = {i: (arguments.pop(0), arguments.pop(0)) for i in self.d.unseen}
-        wanted, *scalars, path = arguments
-        specs: list[tuple[Any, Any]] = []
-        for i in self.d.learning:
-            found = [None] if i in unseen else bottoms[i] if self.d.many else [bottoms[i]]
-            specs += [(x.shape, x.dtype) if x is not None else unseen.get(i, (0, None)) for x in found]
-        return given, specs, wanted, self.d.fields.params(scalars), path
+                x = next(x for x, key in zip(named, d.named, strict=True) if key == ("bottom", i))
+                row = x if isinstance(x, list) else [x]
+                described += [None if y is None else (y.shape, y.dtype) for y in row]
+        return named, described, wanted, d.schema.params(scalars), path
+
+    def tops(self, named: Sequence[Any]) -> list[Tensor]:
+        """The gradients of tops among what backward names."""
+        return [x for x, (kind, _) in zip(named, self.d.named, strict=True) if kind == "gradient"]
 
     def run(self, *arguments: Any) -> list[Tensor]:
-        given, _, wanted, params, path = self.read(arguments)
-        kernels = self.d.runs_kernels([x for x in given.gradients if x is not None], path)
-        found = self.d.gradients(kernels, params, *given, wanted)
+        named, _, wanted, params, path = self.read(arguments)
+        kernels = self.d.runs_kernels(path, self.tops(named))
+        found = self.d.differentiate(kernels, params, named)
         return [x.contiguous() for x, want in zip(found, wanted, strict=True) if want and x is not None]
 
     def fake(self, *arguments: Any) -> list[Tensor]:
-        given, specs, wanted, _, _ = self.read(arguments)
-        like = next(x for x in given.gradients if x is not None)
-        chosen = [spec for spec, want in zip(specs, wanted, strict=True) if want]
+        named, described, wanted, _, _ = self.read(arguments)
+        like = self.tops(named)[0]
+        chosen = [spec for spec, want in zip(described, wanted, strict=True) if want]
         return [like.new_empty(shape, dtype=dtype) for shape, dtype in chosen]
 
     def no_second(self, ctx: Any, *gradients: Any) -> Any:
-        raise RuntimeError(self.d.refusal("second derivative"))
+        raise RuntimeError(refusal(self.d.name, "second derivative"))
 
 
-def _tensor(many: bool, optional: bool) -> str:
-    return "Tensor[]" if many else "Tensor?" if optional else "Tensor"
+def _tensor(bottom: Bottom) -> str:
+    return "Tensor[]" if bottom.many else "Tensor?" if bottom.optional else "Tensor"
 
 
 def _one(found: list[Tensor]) -> Any:

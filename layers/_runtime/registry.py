@@ -59,7 +59,7 @@ def register(
     def decorate(layer: L) -> L:
         caller = sys._getframe(1)  # inspect's getsourcelines takes 2 ms a layer
         place = f"{caller.f_code.co_filename}:{caller.f_lineno}"
-        counts = [_range(layer, "bottoms", bottoms), _range(layer, "tops", tops)]
+        counts = _range(layer, "bottoms", bottoms), _range(layer, "tops", tops)
         entry = Entry(type, layer, *counts, place)
         before = {name: _entries[name] for name in (type, *aliases) if name in _entries}
         for name, known in before.items():

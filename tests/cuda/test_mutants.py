@@ -10,7 +10,7 @@ import cuda_mutants
 import cuda_proof
 import pytest
 import torch
-from cortado.layers._runtime import cuda
+from cortado.layers._runtime import cuda, kernel_text
 from cuda_mutants import Mutant
 from torch import Tensor
 
@@ -77,7 +77,7 @@ def test_the_prelude(record_property):
 
 
 def faults(code: str) -> list[str]:
-    return [mutant.fault for mutant in cuda_mutants.mutants(cuda_proof.cuda.PRELUDE, code)]
+    return [mutant.fault for mutant in cuda_mutants.mutants(kernel_text.PRELUDE, code)]
 
 
 @pytest.mark.parametrize(
