@@ -37,16 +37,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from ._runtime import autocast, cuda
-from ._runtime.checks import BlobError, Shape, expect_axes, expect_floating, shapes
-from ._runtime.dispatch import use_cuda
+from ._runtime import cuda
+from ._runtime.checks import BlobError, Shape, expect_axes
+from ._runtime.definition import Bottom, Definition, Spec, Top
 from ._runtime.layer import Layer
-from ._runtime.params import choice, param, valid
+from ._runtime.params import param
 from ._runtime.reach import Reach
 from ._runtime.registry import register
 from ._runtime.samples import Sample
+from ._runtime.wide import wide
 
 BILINEAR, ZEROS, ALIGN_CORNERS = 0, 0, False  # as aten.grid_sampler_2d numbers them
 
@@ -71,6 +71,10 @@ class Params:
     type: Transform = param(Transform.AFFINE)
 
 
+BOTTOMS = (Bottom("u", "[N, C, H, W]"), Bottom("theta", "[N, 4, H, W] or [N, 6, H, W]"))
+TOPS = (Top("top"),)
+
+
 def infer(params: Params, u: Shape, theta: Shape) -> tuple[Shape]:
     """``[N, C, k H, k W]``; raises :class:`BlobError` for bottoms that do not fit together."""
     expect_axes("N C H W", u=u, theta=theta)
@@ -82,29 +86,33 @@ def infer(params: Params, u: Shape, theta: Shape) -> tuple[Shape]:
     return ((u[0], u[1], k * u[2], k * u[3]),)
 
 
-def forward(u: Tensor, theta: Tensor, k: int, mode: ThetaMode) -> Tensor:
-    """The top ``[N, C, k H, k W]``, in float32 or wider."""
-    n, channels, height, width = u.shape
+def meta(params: Params, u: Tensor, theta: Tensor) -> Sequence[Spec]:
+    """The top."""
+    (n, channels, height, width), k = u.shape, params.kernel_size
+    return (((n, channels, k * height, k * width), u.dtype),)
+
+
+def forward(params: Params, u: Tensor, theta: Tensor) -> tuple[Tensor]:
+    (n, channels, height, width), k = u.shape, params.kernel_size
     if not u.numel():
-        return _wide(u).new_empty(n, channels, k * height, k * width)
-    split, points = _split(_wide(u), _points(_wide(theta), k, mode))
+        return (u.new_empty(n, channels, k * height, k * width),)
+    split, points = _split(wide(u), _points(wide(theta), params))
     top = torch.ops.aten.grid_sampler_2d(split, points, BILINEAR, ZEROS, ALIGN_CORNERS)
-    return top.view(n, channels, k * height, k * width)
+    return (top.view(n, channels, k * height, k * width).to(u.dtype),)
 
 
 def backward(
-    top_gradient: Tensor, u: Tensor, theta: Tensor, k: int, mode: ThetaMode, wanted: tuple[bool, bool]
+    params: Params, wanted: Sequence[bool], top_gradient: Tensor, u: Tensor, theta: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of u and theta, of those that are ``wanted``; in float32 or wider."""
-    n, _, height, width = u.shape
+    (n, _, height, width), k = u.shape, params.kernel_size
     if not u.numel():
-        return _wide(u).new_zeros(u.shape), _wide(u).new_zeros(theta.shape)
-    split, points = _split(_wide(u), _points(_wide(theta), k, mode))
-    given = _wide(top_gradient).reshape(*split.shape[:2], k * height, k * width)
+        return torch.zeros_like(u), torch.zeros_like(theta)
+    split, points = _split(wide(u), _points(wide(theta), params))
+    given = wide(top_gradient).reshape(*split.shape[:2], k * height, k * width)
     u_gradient, points_gradient = torch.ops.aten.grid_sampler_2d_backward(
         given, split, points, BILINEAR, ZEROS, ALIGN_CORNERS, (wanted[0], True)
     )
-    u_gradient = u_gradient.view(u.shape) if wanted[0] else None
+    u_gradient = u_gradient.view(u.shape).to(u.dtype) if wanted[0] else None
     if not wanted[1]:
         return u_gradient, None
     d = _taps(points, k)
@@ -116,11 +124,7 @@ def backward(
     parts = [sums[1, 0], sums[0, 1], sums[1, 1], sums[1, 2], sums[0, 3], sums[1, 3]]
     if theta.shape[1] == 4:
         del parts[5], parts[2]
-    return u_gradient, torch.stack(parts, dim=1)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+    return u_gradient, torch.stack(parts, dim=1).to(theta.dtype)
 
 
 def _taps(like: Tensor, k: int) -> Tensor:
@@ -128,13 +132,13 @@ def _taps(like: Tensor, k: int) -> Tensor:
     return torch.arange(k, dtype=like.dtype, device=like.device) - (k - 1) / 2
 
 
-def _points(theta: Tensor, k: int, mode: ThetaMode) -> Tensor:
+def _points(theta: Tensor, params: Params) -> Tensor:
     """The points (x, y) read for each element of the top, ``[N, k H, k W, 2]``.
 
     As grid_sampler_2d counts them: -1 and 1 are the outer edges of the first and the last cell.
     """
-    n, channels, height, width = theta.shape
-    one = 1 if mode is ThetaMode.RELATIVE else 0
+    (n, channels, height, width), k = theta.shape, params.kernel_size
+    one = 1 if params.theta_mode is ThetaMode.RELATIVE else 0
     t = theta.view(n, channels, height, 1, width, 1).unbind(1)
     t1, t2, t3, t4, t5, t6 = t if channels == 6 else (t[0], t[1], 0, t[2], t[3], 0)
     d = _taps(theta, k)
@@ -163,8 +167,8 @@ kernels = cuda.Kernels(__file__)
 CHUNK, TILE = 32, 64  # channels and cells that a block takes, as in the .cu
 
 
-def forward_cuda(u: Tensor, theta: Tensor, k: int, mode: ThetaMode) -> Tensor:
-    n, channels, height, width = u.shape
+def forward_cuda(params: Params, u: Tensor, theta: Tensor) -> tuple[Tensor]:
+    (n, channels, height, width), k = u.shape, params.kernel_size
     top = u.new_empty(n, channels, k * height, k * width)
     size = k * k * height * width
     rows = _rows(u.contiguous())
@@ -177,24 +181,24 @@ def forward_cuda(u: Tensor, theta: Tensor, k: int, mode: ThetaMode) -> Tensor:
         channels=channels,
         row=rows.shape[-1],
         size=size,
-        **_transforms(theta, k, mode),
+        **_transforms(theta, params),
     )
-    return top
+    return (top,)
 
 
 def backward_cuda(
-    top_gradient: Tensor, u: Tensor, theta: Tensor, k: int, mode: ThetaMode, wanted: tuple[bool, bool]
+    params: Params, wanted: Sequence[bool], top_gradient: Tensor, u: Tensor, theta: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
     """CHUNK channels at a time: their gradient, turned to rows, stays in the cache."""
     n, channels, height, width = u.shape
     top_gradient, cells = top_gradient.contiguous(), height * width
-    transforms = _transforms(theta, k, mode)
+    transforms = _transforms(theta, params)
     u_gradient = torch.empty_like(u, memory_format=torch.contiguous_format) if wanted[0] else None
     theta_gradient = None
     if wanted[1]:
         theta_gradient = theta.new_zeros(theta.shape, dtype=cuda.accumulator_dtype(u.dtype))
     if not u.numel():
-        return u_gradient, theta_gradient
+        return u_gradient, None if theta_gradient is None else theta_gradient.to(theta.dtype)
     readers = _readers(theta, transforms) if wanted[0] else {}
     rows = _rows(u.contiguous()) if wanted[1] else None
     for first in range(0, channels, CHUNK):
@@ -226,18 +230,18 @@ def backward_cuda(
                 **common,
                 **transforms,
             )
-    return u_gradient, theta_gradient
+    return u_gradient, None if theta_gradient is None else theta_gradient.to(theta.dtype)
 
 
-def _transforms(theta: Tensor, k: int, mode: ThetaMode) -> dict[str, Any]:
+def _transforms(theta: Tensor, params: Params) -> dict[str, Any]:
     """The arguments that every kernel takes which finds points."""
     return {
         "theta": theta.contiguous(),
         "height": theta.shape[2],
         "width": theta.shape[3],
-        "k": k,
+        "k": params.kernel_size,
         "parts": theta.shape[1],
-        "one": 1 if mode is ThetaMode.RELATIVE else 0,
+        "one": 1 if params.theta_mode is ThetaMode.RELATIVE else 0,
     }
 
 
@@ -293,25 +297,18 @@ def _blocks(work: int, per_block: int) -> int:
     return -(-work // per_block)
 
 
-class Function(torch.autograd.Function):
-    @staticmethod
-    def forward(u: Tensor, theta: Tensor, k: int, mode: ThetaMode) -> Tensor:
-        path = forward_cuda if use_cuda(u, theta) else forward
-        return path(u, theta, k, mode).to(u.dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        u, theta, ctx.k, ctx.mode = inputs
-        ctx.save_for_backward(u, theta)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, top_gradient: Tensor) -> tuple[Tensor | None, ...]:
-        u, theta = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:2]
-        path = backward_cuda if use_cuda(u, theta) else backward
-        gradients = path(top_gradient, u, theta, ctx.k, ctx.mode, wanted)
-        return *(None if g is None else g.to(u.dtype) for g in gradients), None, None
+definition = Definition(
+    "convolutional_spatial_transformer",
+    Params,
+    BOTTOMS,
+    TOPS,
+    infer=infer,
+    meta=meta,
+    forward=forward,
+    backward=backward,
+    forward_cuda=forward_cuda,
+    backward_cuda=backward_cuda,
+)
 
 
 def convolutional_spatial_transformer(
@@ -328,19 +325,13 @@ def convolutional_spatial_transformer(
     ``TypeError`` unless both are of one floating type, ``ValueError`` for a kernel size below 1.
     Source: UCN, Section 4 and Supplement 2.
     """
-    mode = choice(ThetaMode, theta_mode, "theta_mode")
-    params = valid(Params(kernel_size, mode))
-    infer(params, **shapes("convolutional_spatial_transformer", u=u, theta=theta))
-    expect_floating(u=u, theta=theta)
-    top: Tensor = autocast.apply(Function, u, theta, params.kernel_size, mode)
+    top: Tensor = definition(definition.params(kernel_size, theta_mode), u, theta)
     return top
 
 
-@register("ConvolutionalSpatialTransformer", bottoms=2, tops=1)
+@register("ConvolutionalSpatialTransformer")
 class ConvolutionalSpatialTransformer(Layer):
-    Params = Params
-    bottom_names = ("u", "theta")
-    infer = staticmethod(infer)
+    definition = definition
 
     @classmethod
     def multiply_adds(
@@ -355,11 +346,6 @@ class ConvolutionalSpatialTransformer(Layer):
         step = Fraction(1, params.kernel_size)
         aside = (params.kernel_size - 1) * (1 - step if i == 0 else step)
         return (Reach(1 + aside, step, (step - 1) / 2),) * 2
-
-    def forward(self, u: Tensor, theta: Tensor) -> Tensor:
-        return convolutional_spatial_transformer(
-            u, theta, self.params.kernel_size, self.params.theta_mode
-        )
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:
@@ -404,7 +390,7 @@ def _off_the_kinks(params: Params, rng: np.random.Generator, shape: Shape) -> Te
 def _near_a_kink(theta: Tensor, params: Params) -> Tensor:
     """Whether each of the thetas ``[4 or 6, L]`` is: cells being alike, they may stand in a row."""
     k, (channels, length) = params.kernel_size, theta.shape
-    points = _points(theta.view(1, channels, 1, length), k, params.theta_mode)
+    points = _points(theta.view(1, channels, 1, length), params)
     cells = (points + 1) * torch.tensor((length / 2, 0.5), dtype=theta.dtype) - 0.5
     near = ((cells - cells.round()).abs() < 0.01).any(-1).view(k, length, k)
     if channels == 4 and k % 2:

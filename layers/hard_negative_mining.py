@@ -30,6 +30,12 @@ radius (0 without a true match); the number of true matches, and of hard negativ
 top, int64 scalars over the whole batch; and ``positives`` ``[N, P, 5]``, the table with s = -1 in
 all rows but the true matches. Nothing has a gradient.
 
+Random numbers come of a seed, an int64: numbers from 0 to 1 for each row of the batch, from a
+generator of torch's on the CPU that is seeded with it, order the true matches. The layer's first seed
+is ``seed``, each call's is the next number of a generator x -> a x + c of 64 bits, whose state is a
+tensor of the layer; without ``seed`` each call draws its own from torch's default generator. Modes
+that need none draw none, nor do bottoms without values.
+
 *Differs from the original:* the released code gives the two numbers per image; lets a hard negative
 overwrite any random one, so that some are lost where these are few; ignores only random negatives
 at the very target (``random_negative_distance: 0``); measures the threshold in cells (4); and
@@ -41,6 +47,8 @@ Source: UCN, Section 4 (hard negative mining), 16 pixels.
 from __future__ import annotations
 
 import enum
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -50,22 +58,24 @@ from torch import Tensor
 
 from ._runtime import parallel
 from ._runtime.checks import (
+    INTEGERS,
     BlobError,
     Shape,
     expect_axes,
-    expect_floating,
-    expect_same_device,
     kind_of,
-    present,
     raise_if,
-    shapes,
     valueless,
 )
+from ._runtime.definition import Bottom, Definition, Role, Spec, Top
 from ._runtime.geometry import expect_finite, to_points
 from ._runtime.layer import Layer
-from ._runtime.params import choice, param, valid
+from ._runtime.params import param
 from ._runtime.registry import register
 from ._runtime.samples import Sample
+from ._runtime.wide import wide_dtype
+
+SEEDS = 2**63  # a tensor's int64
+MULTIPLIER, INCREMENT = 6364136223846793005, 1442695040888963407  # Knuth's, of period 2^64
 
 
 class Mode(enum.Enum):
@@ -105,6 +115,28 @@ class Params:
     )
 
 
+BOTTOMS = (
+    Bottom("pairs", "[N, P, 5]", Role.TABLE, numbers="floating"),
+    Bottom("index", "[N, k, P]", Role.LABEL, numbers="integer"),
+    Bottom(
+        "reference",
+        "[N, C, H, W]",
+        partly=True,
+        why_no_gradient="its shape alone counts",
+        numbers="any",
+    ),
+    Bottom("num_coords", "[N, 1]", Role.COUNT, optional=True),
+    Bottom("state", "[1]", Role.SEED, optional=True),
+)
+TOPS = (
+    Top("pairs", "they are coordinates, not learned"),
+    Top("pck", "it measures"),
+    Top("num_positives", "it is a count"),
+    Top("num_hard_negatives", "it is a count"),
+    Top("positives", "they are coordinates, not learned"),
+)
+
+
 class Tops(NamedTuple):
     pairs: Tensor
     pck: Tensor
@@ -114,7 +146,12 @@ class Tops(NamedTuple):
 
 
 def infer(
-    params: Params, pairs: Shape, index: Shape, reference: Shape, num_coords: Shape | None = None
+    params: Params,
+    pairs: Shape,
+    index: Shape,
+    reference: Shape,
+    num_coords: Shape | None = None,
+    state: Shape | None = None,
 ) -> tuple[Shape, ...]:
     """The tops' shapes; raises :class:`BlobError` for bottoms that do not fit together."""
     expect_axes("N P 5", pairs=pairs)
@@ -127,25 +164,62 @@ def infer(
         raise BlobError("bottoms disagree on N or P: {pairs}, {index}", pairs=pairs, index=index)
     if reference[0] != pairs[0]:
         raise BlobError("batch sizes differ: {pairs}, {reference}", pairs=pairs, reference=reference)
-    if num_coords is not None and (num_coords[:1] != pairs[:1] or np.prod(num_coords) != pairs[0]):
+    if num_coords is not None and (num_coords[:1] != pairs[:1] or math.prod(num_coords) != pairs[0]):
         raise BlobError(f"expected {{num_coords}} to be [{pairs[0]}, 1]", num_coords=num_coords)
     rows = 2 * pairs[1] if params.mode in DOUBLED else pairs[1]
     columns = 7 if params.mode is Mode.HARD_NEG_TRIPLET else 5
     return (pairs[0], rows, columns), (len(params.pck_radii),), (), (), pairs
 
 
+def meta(
+    params: Params,
+    pairs: Tensor,
+    index: Tensor,
+    reference: Tensor,
+    num_coords: Tensor | None = None,
+    state: Tensor | None = None,
+) -> Sequence[Spec]:
+    """The tops."""
+    table, radii, one, another, positives = infer(params, pairs.shape, index.shape, reference.shape)
+    return (
+        (table, pairs.dtype),
+        (radii, wide_dtype(pairs.dtype)),
+        (one, torch.int64),
+        (another, torch.int64),
+        (positives, pairs.dtype),
+    )
+
+
+def expect(params: Params, pairs: Tensor, index: Tensor, reference: Tensor, *_: Tensor | None) -> None:
+    """Finite coordinates; cells of the map."""
+    expect_finite(pairs[..., :4], pairs=pairs)
+    height, width = reference.shape[2:]
+    past = (_first(index) >= height * width + params.index_base).any().reshape(1)
+    raise_if(past, f"index: a cell past the map of {height} x {width} cells")
+
+
+def _first(index: Tensor) -> Tensor:
+    """Of k neighbours the first: ``[N, P]``."""
+    return (index if index.dim() == 2 else index[:, 0]).long()
+
+
 # Torch operations on CUDA too: none waits for the device, and beside KNN's time the tables are small.
 def forward(
     params: Params,
     pairs: Tensor,
-    cell: Tensor,
-    width: int,
-    valid: Tensor,
-    generator: torch.Generator | None = None,
+    index: Tensor,
+    reference: Tensor,
+    num_coords: Tensor | None = None,
+    state: Tensor | None = None,
 ) -> Tops:
-    """``cell`` ``[N, P]``, below 0 for none; ``valid`` ``[N, P]``, which rows are."""
+    """``state`` is the seed of what is drawn: the parameters' own, or any, if it is None."""
+    cell, width = _first(index) - params.index_base, max(reference.shape[3], 1)
+    valid = torch.ones_like(cell, dtype=torch.bool)
+    if num_coords is not None:
+        rows = torch.arange(cell.shape[1], device=cell.device)
+        valid = rows < num_coords.reshape(-1, 1).to(cell.device, non_blocking=cell.is_cuda)
     mode = params.mode
-    dtype = torch.promote_types(pairs.dtype, torch.float32)
+    dtype = wide_dtype(pairs.dtype)
     label, target = pairs[..., 4].masked_fill(~valid, -1), pairs[..., 2:4].to(dtype)
     true = label == 1
     match = to_points(cell.clamp(min=0), width, params.downsampling_factor, params.coordinate_offset)
@@ -167,7 +241,7 @@ def forward(
         mined = match.where(hard[..., None], target)
         table = torch.cat((table, _rows(pairs, hard.to(dtype) - 1, mined)), dim=1)
     elif mode is Mode.HARD_NEG_AND_RAND_NEG_AND_POS:
-        other = _along_a_cycle(target, true, generator)
+        other = _along_a_cycle(target, true, _generator(params, state))
         apart = _apart(other, target)
         least = params.random_negative_distance
         least = params.pixel_threshold if least is None else least
@@ -191,13 +265,23 @@ def _apart(a: Tensor, b: Tensor) -> Tensor:
     return torch.hypot(*(a - b).unbind(-1))
 
 
-def _along_a_cycle(target: Tensor, true: Tensor, generator: torch.Generator | None) -> Tensor:
+def _generator(params: Params, state: Tensor | None) -> torch.Generator:
+    seed = params.seed if state is None else int(state)
+    return torch.Generator().manual_seed(int(_drawn()) if seed is None else seed)
+
+
+def _drawn(generator: torch.Generator | None = None) -> Tensor:
+    """A seed from a generator, torch's own if it is None."""
+    device = "cpu" if generator is None else generator.device
+    return torch.randint(SEEDS - 1, (1,), generator=generator, device=device).cpu()
+
+
+def _along_a_cycle(target: Tensor, true: Tensor, generator: torch.Generator) -> Tensor:
     """Each true row gets the target of the next in a random order, the last that of the first."""
-    device = generator.device if generator else true.device
-    pinned = true.is_cuda and device.type == "cpu"  # or the copy would wait for the device
+    pinned = true.is_cuda  # or the copy would wait for the device
     keys = parallel.own_rows(
         tuple(true.shape),
-        lambda shape: torch.rand(shape, generator=generator, device=device, pin_memory=pinned),
+        lambda shape: torch.rand(shape, generator=generator, device="cpu", pin_memory=pinned),
     )
     keys = keys.to(true.device, non_blocking=True)
     order = keys.masked_fill(~true, 2).argsort(dim=1)
@@ -214,6 +298,19 @@ def _pck(distance: Tensor, true: Tensor, radii: tuple[float, ...]) -> Tensor:
     return share / true.sum(dtype=distance.dtype).clamp(min=1)
 
 
+definition = Definition(
+    "hard_negative_mining",
+    Params,
+    BOTTOMS,
+    TOPS,
+    infer=infer,
+    meta=meta,
+    expect=expect,
+    forward=forward,
+    result=Tops,
+)
+
+
 def hard_negative_mining(
     pairs: Tensor,
     index: Tensor,
@@ -227,69 +324,69 @@ def hard_negative_mining(
     index_base: int = 0,
     pck_radii: tuple[float, ...] = (10.0,),
     generator: torch.Generator | None = None,
+    seed: int | Tensor | None = None,
 ) -> Tops:
     """A pair table with hard negatives in it, from each row's nearest neighbour.
 
     ``pairs`` ``[N, P, 5]`` in image pixels; ``index`` ``[N, k, P]`` or ``[N, P]`` (first of k) the
     neighbour of (x1, y1) among the cells of ``reference`` ``[N, C, H, W]``, as ``knn`` gives it;
     ``num_coords`` ``[N, 1]`` the number of valid rows (all, if not given). ``mode`` and the tops
-    are the module's; distances are in image pixels; random negatives are drawn from ``generator``
-    or from torch's own. Raises ``BlobError`` for shapes that do not fit and, on the CPU, coordinates
-    that are not finite; ``TypeError`` for a table that is not floating point or an index that is;
-    ``ValueError`` for an index past the map. Source: UCN, Section 4.
+    are the module's; distances are in image pixels. Random negatives come of ``seed``, an integer
+    from 0 or a tensor int64 ``[1]`` on the CPU, or of one drawn from ``generator``, if there is
+    neither from torch's own. Raises ``BlobError`` for shapes that do not fit and, on the CPU,
+    coordinates that are not finite; ``TypeError`` for a table that is not floating point or an index
+    that is; ``ValueError`` for an index past the map and for both a generator and a seed. Source: UCN,
+    Section 4.
     """
-    params = valid(
-        Params(
-            choice(Mode, mode, "mode"),
-            pixel_threshold,
-            random_negative_distance,
-            downsampling_factor,
-            coordinate_offset,
-            index_base,
-            pck_radii,
-        )
+    params = definition.params(
+        mode,
+        pixel_threshold,
+        random_negative_distance,
+        downsampling_factor,
+        coordinate_offset,
+        index_base,
+        pck_radii,
     )
-    return _mine(params, pairs, index, reference, num_coords, generator)
 
-
-@torch.no_grad()
-def _mine(
-    params: Params,
-    pairs: Tensor,
-    index: Tensor,
-    reference: Tensor,
-    num_coords: Tensor | None,
-    generator: torch.Generator | None,
-) -> Tops:
-    tensors = {"pairs": pairs, "index": index, "reference": reference}
-    infer(params, **shapes("hard_negative_mining", **tensors, **present(num_coords=num_coords)))
+    bottoms = (pairs, index, reference, num_coords)
     if not isinstance(generator, torch.Generator | None):
         raise TypeError(f"generator: expected a torch.Generator, got {kind_of(generator)}")
-    expect_floating(pairs=pairs)
-    expect_same_device(**tensors)
-    if index.is_floating_point():
-        raise TypeError(f"expected index to be of integers, got {index.dtype}")
-    expect_finite(pairs[..., :4], pairs=pairs)
-    height, width = reference.shape[2:]
-    cell = (index if index.dim() == 2 else index[:, 0]).long() - params.index_base
-    past = (cell >= height * width).any().reshape(1)
-    raise_if(past, f"index: a cell past the map of {height} x {width} cells")
-    valid = torch.ones_like(cell, dtype=torch.bool)
-    if num_coords is not None:
-        rows = torch.arange(cell.shape[1], device=cell.device)
-        valid = rows < num_coords.reshape(-1, 1).to(cell.device, non_blocking=True)
-    if valueless(pairs):  # nothing is drawn
-        generator = None
-    return forward(params, pairs, cell, max(width, 1), valid, generator)
+    if generator is not None and seed is not None:
+        raise ValueError("give generator or seed, not both")
+    given = None if seed is None else _seed(seed)
+    return _mine(params, bottoms, lambda: _drawn(generator) if given is None else given)
 
 
-@register("HardNegativeMining", aliases=("HardNegativeProcessingLayer",), bottoms=(3, 4), tops=(1, 5))
+def _seed(seed: int | Tensor) -> Tensor:
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.numel() != 1 or not (seed.is_cpu or valueless(seed)):
+            found = f"{seed.dtype} {list(seed.shape)} on {seed.device}"
+            raise TypeError(f"seed: expected a tensor int64 [1] on the CPU, got {found}")
+        return seed
+    if not isinstance(seed, INTEGERS) or isinstance(seed, bool):
+        raise TypeError(f"seed: expected an integer or a tensor, got {kind_of(seed)}")
+    if not 0 <= seed < SEEDS:
+        raise ValueError(f"seed: expected at least 0 and less than 2^63, got {seed}")
+    return torch.tensor([int(seed)], device="cpu")
+
+
+def _mine(params: Params, bottoms: Sequence[Tensor | None], seed: Callable[[], Tensor]) -> Tops:
+    """``seed`` is not asked for one before the bottoms fit, so that a refused call draws nothing."""
+    if not torch.compiler.is_dynamo_compiling():
+        definition.check(params, bottoms)
+    tops: Tops = definition(params, *bottoms, seed() if _draws(params, bottoms[0]) else None)
+    return tops
+
+
+def _draws(params: Params, pairs: Any) -> bool:
+    """Without values nothing is drawn: after a dry run a layer goes on as if there had been none."""
+    random = params.mode is Mode.HARD_NEG_AND_RAND_NEG_AND_POS
+    return random and (torch.compiler.is_compiling() or not valueless(pairs))
+
+
+@register("HardNegativeMining", aliases=("HardNegativeProcessingLayer",))
 class HardNegativeMining(Layer):
-    Params = Params
-    bottom_names = ("pairs", "index", "reference", "num_coords")
-    tables = (0,)
-    partly_read = (2,)
-    infer = staticmethod(infer)
+    definition = definition
 
     def __init__(
         self,
@@ -299,12 +396,19 @@ class HardNegativeMining(Layer):
     ) -> None:
         super().__init__(params, bottom_shapes, generator)
         seed = self.params.seed
-        self.generator = None if seed is None else torch.Generator().manual_seed(seed)
+        with torch.inference_mode(False):  # whose tensors nobody may write to outside of it
+            self.state = None if seed is None else torch.tensor([seed], device="cpu")
 
     def forward(
         self, pairs: Tensor, index: Tensor, reference: Tensor, num_coords: Tensor | None = None
     ) -> Tops:
-        return _mine(self.params, pairs, index, reference, num_coords, self.generator)
+        bottoms, state = (pairs, index, reference, num_coords), self.state
+        if state is None:
+            return _mine(self.params, bottoms, _drawn)
+        tops = _mine(self.params, bottoms, lambda: state)
+        if _draws(self.params, pairs) and not valueless(pairs):  # which an export may trace it with
+            state.mul_(MULTIPLIER).add_(INCREMENT)
+        return tops
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:

@@ -51,20 +51,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from ._runtime import autocast, cuda
+from ._runtime import cells, cuda
 from ._runtime.cells import CellParams, as_tensor, clear_others, counts, place
 from ._runtime.checks import BlobError, Shape, expect_axes, expect_floating, kind_of, shapes
-from ._runtime.dispatch import use_cuda
+from ._runtime.definition import Bottom, Definition, Role, Spec, Top
 from ._runtime.fillers import FillerParams, parameter
 from ._runtime.layer import Layer
-from ._runtime.params import param, valid
+from ._runtime.operators import unbacked
+from ._runtime.params import param
 from ._runtime.registry import register
 from ._runtime.samples import Sample, normal
-from ._runtime.sizes import expect_sizes, shape_of, size_of
+from ._runtime.sizes import Size, expect_sizes, shape_of
+from ._runtime.wide import wide_dtype
 
-Kept = tuple[slice, slice, slice, slice]
+Kept = cells.Kept
+NOWHERE = 0.0, 0.0  # an image that is not given: without a margin none is looked at
 ROWS = 1 << 20  # matches at a time: what stays in a core's cache
 
 
@@ -73,7 +75,17 @@ class Params(CellParams):
     exponent: float = param(3.0, low=1, doc="of the rectified cosine")
     eps: float = param(1e-12, above=0, doc="the least length to divide by")
     channel_weights: bool = param(False, doc="a blob for each map that multiplies its channels")
-    filler: FillerParams = param(FillerParams(value=1.0), doc="of these; default: constant 1")
+    filler: FillerParams = param(  # compilers know of no instance that is a default
+        factory=lambda: FillerParams(value=1.0), doc="of these; default: constant 1"
+    )
+
+
+BOTTOMS = (
+    Bottom("maps", "[N, C, H, W]", many=True),
+    Bottom("size_a", "[N, C, H, W]", Role.SIZE, optional=True),
+    Bottom("size_b", "[N, C, H, W]", Role.SIZE, optional=True),
+)
+TOPS = (Top("top"),)
 
 
 def split(bottoms: Sequence[Any], margin: bool) -> tuple[list[Any], list[Any], list[Any]]:
@@ -103,6 +115,30 @@ def infer(params: Params, *bottoms: Shape) -> tuple[Shape]:
     images = {f"bottom{2 * count + i}": shape for i, shape in enumerate(sizes)}
     expect_sizes({"bottom0": maps_a[0]}, **images)
     return ((maps_a[0][0], *maps_a[0][2:], *maps_b[0][2:]),)
+
+
+def meta(
+    params: Params, maps: Sequence[Tensor], size_a: Tensor | None = None, size_b: Tensor | None = None
+) -> Sequence[Spec]:
+    """The top; the kept rectified cosines ``[N, P, Q]``; the squared lengths of both images' kept
+    hyperpixels."""
+    maps_a, maps_b = halves(maps)
+    (n, _, *grid), dtype = maps_a[0].shape, maps_a[0].dtype
+    grid += maps_b[0].shape[2:]
+    kept = grid if params.margin is None else [unbacked() for _ in grid]
+    wide = wide_dtype(dtype)
+    return (
+        ((n, *grid), dtype),
+        ((n, *kept), wide),
+        ((n, *kept[:2]), wide),
+        ((n, *kept[2:]), wide),
+    )
+
+
+def halves(maps: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """The maps of A and those of B."""
+    count = len(maps) // 2
+    return maps[:count], maps[count:]
 
 
 class Axis(NamedTuple):
@@ -265,7 +301,7 @@ def groups(maps_a: Sequence[Tensor], maps_b: Sequence[Tensor]) -> list[Group]:
     found: dict[Shape, list[int]] = {}
     for i, (a, b) in enumerate(zip(maps_a, maps_b, strict=True)):
         found.setdefault((*a.shape[2:], *b.shape[2:]), []).append(i)
-    wide = _wide(maps_a[0])
+    wide = wide_dtype(maps_a[0].dtype)
 
     def joined(maps: Sequence[Tensor], members: list[int]) -> Tensor:
         chosen = [maps[i].to(wide) for i in members]
@@ -281,22 +317,25 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def forward(
-    maps_a: Sequence[Tensor], maps_b: Sequence[Tensor], kept: Kept, params: Params, learns: bool = True
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """The top; if it is to learn, the kept rectified cosines ``[N, P, Q]``; the squared lengths of both
-    images' kept hyperpixels. All but the top float32 or wider."""
-    base, *others = found = groups(maps_a, maps_b)
+    params: Params,
+    maps: Sequence[Tensor],
+    size_a: Size | None = None,
+    size_b: Size | None = None,
+    keep: bool = True,
+) -> tuple[Tensor | None, ...]:
+    base, *others = found = groups(*halves(maps))
+    kept = params.pair(base.sizes, size_a or NOWHERE, size_b or NOWHERE)
     lengths_a = squared_lengths([x.a for x in found], kept[:2])
     lengths_b = squared_lengths([x.b for x in found], kept[2:])
     terms = [_base_term(base, kept), *(added(product(x.a, x.b), base.sizes, kept) for x in others)]
-    top = clear_others(maps_a[0].new_empty(len(base.a), *base.sizes), kept)
-    cosine = base.a.new_empty(len(base.a), *counts(kept)) if learns else None
+    top = clear_others(maps[0].new_empty(len(base.a), *base.sizes), kept)
+    cosine = base.a.new_empty(len(base.a), *counts(kept)) if keep else None
     into = top[:, *kept]
     for rows, some in cosines(terms, lengths_a, lengths_b, params.eps):
         if cosine is not None:
             cosine[:, rows] = some
         into[:, rows] = some if params.exponent == 1 else some.pow_(params.exponent)
-    return top, cosine, lengths_a, lengths_b
+    return (top, cosine, lengths_a, lengths_b) if keep else (top, None, None, None)
 
 
 def _base_term(base: Group, kept: Kept) -> Add:
@@ -311,16 +350,14 @@ def _base_term(base: Group, kept: Kept) -> Add:
 
 
 def backward(
+    params: Params,
     top_gradient: Tensor,
-    maps_a: Sequence[Tensor],
-    maps_b: Sequence[Tensor],
+    maps: Sequence[Tensor],
     cosine: Tensor,
     lengths_a: Tensor,
     lengths_b: Tensor,
-    kept: Kept,
-    params: Params,
 ) -> list[Tensor]:
-    """The gradients of the maps of A, then of B."""
+    kept = params.pair_again(top_gradient.shape[1:], cosine.shape[1:])
     slope = top_gradient[:, *kept].to(cosine.dtype) * (cosine > 0)
     if params.exponent != 1:
         slope = slope.mul_(cosine ** (params.exponent - 1)).mul_(params.exponent)
@@ -331,7 +368,7 @@ def backward(
         inverse = 1 / length.clamp(min=params.eps)
         own[i] = (own[i] / 2 / squared).masked_fill_(length <= params.eps, 0)
         slope *= inverse[..., None, None] if i == 0 else inverse[:, None, None]
-    return _to_maps(slope, own, maps_a, maps_b, kept, _completed)
+    return _to_maps(slope, own, *halves(maps), kept, _completed)
 
 
 Complete = Callable[[Tensor, Tensor, Shape, Sequence[slice], Tensor, torch.dtype], Tensor]
@@ -392,20 +429,21 @@ def _whole(gradient: Tensor, x: Tensor, kept: Sequence[slice]) -> Tensor:
     return found
 
 
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 kernels = cuda.Kernels(__file__)
 CHANNELS = 64  # of a map, that a block adds up
 SPAN, COLUMNS = 64, 4  # of matches a block takes SPAN cells of A and 32 COLUMNS of B
 
 
 def forward_cuda(
-    maps_a: Sequence[Tensor], maps_b: Sequence[Tensor], kept: Kept, params: Params, learns: bool = True
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    scalar = maps_a[0].dtype
-    found = groups(_dense(maps_a), _dense(maps_b))
+    params: Params,
+    maps: Sequence[Tensor],
+    size_a: Size | None = None,
+    size_b: Size | None = None,
+    keep: bool = True,
+) -> tuple[Tensor | None, ...]:
+    scalar = maps[0].dtype
+    found = groups(*halves(_dense(maps)))
+    kept = params.pair(found[0].sizes, size_a or NOWHERE, size_b or NOWHERE)
     lengths_a = _squared_lengths_cuda([x.a for x in found], kept[:2], scalar)
     lengths_b = _squared_lengths_cuda([x.b for x in found], kept[2:], scalar)
     base, *others = found
@@ -415,21 +453,21 @@ def forward_cuda(
         up = _up(x, base, kept)
         columns = up.columns(product(x.a, x.b))
         numerator.flatten(2).baddbmm_(up.down_a.expand(len(columns), -1, -1), columns)
-    top = maps_a[0].new_empty(len(base.a), *base.sizes)
+    top = maps[0].new_empty(len(base.a), *base.sizes)
     kernels.launch(
         "hyperpixel_correlation_finish",
         numerator=numerator,
         squared_a=lengths_a,
         squared_b=lengths_b,
         top=top,
-        keeps=learns,
+        keeps=keep,
         exponent=params.exponent,
         eps=params.eps,
         grid=math.prod(top.shape[:3]) * min(math.prod(top.shape[3:]), 1),
         block=cuda.threads(256),
         **place(base.sizes, kept),
     )
-    return top, numerator if learns else None, lengths_a, lengths_b
+    return (top, numerator, lengths_a, lengths_b) if keep else (top, None, None, None)
 
 
 def _squared_lengths_cuda(maps: Sequence[Tensor], kept: Sequence[slice], scalar: torch.dtype) -> Tensor:
@@ -471,15 +509,14 @@ def _squared_lengths_cuda(maps: Sequence[Tensor], kept: Sequence[slice], scalar:
 
 
 def backward_cuda(
+    params: Params,
     top_gradient: Tensor,
-    maps_a: Sequence[Tensor],
-    maps_b: Sequence[Tensor],
+    maps: Sequence[Tensor],
     cosine: Tensor,
     lengths_a: Tensor,
     lengths_b: Tensor,
-    kept: Kept,
-    params: Params,
 ) -> list[Tensor]:
+    kept = params.pair_again(top_gradient.shape[1:], cosine.shape[1:])
     n, rows, columns = len(cosine), *(math.prod(x.shape[1:]) for x in (lengths_a, lengths_b))
     pieces, strips = -(-rows // SPAN), -(-columns // (32 * COLUMNS))
     slope = torch.empty_like(cosine)
@@ -518,7 +555,7 @@ def backward_cuda(
             grid=cuda.blocks(found.numel(), cuda.threads(256)),
             block=cuda.threads(256),
         )
-    return _to_maps(slope, own, _dense(maps_a), _dense(maps_b), kept, _completed_cuda)
+    return _to_maps(slope, own, *halves(_dense(maps)), kept, _completed_cuda)
 
 
 def _completed_cuda(
@@ -573,31 +610,38 @@ def _dense(maps: Sequence[Tensor]) -> list[Tensor]:
     return [x.contiguous() for x in maps]
 
 
-class Function(torch.autograd.Function):
-    @staticmethod
-    def forward(kept: Kept, params: Params, learns: bool, *maps: Tensor) -> tuple[Tensor | None, ...]:
-        half = len(maps) // 2
-        path = forward_cuda if use_cuda(*maps) else forward
-        return path(maps[:half], maps[half:], kept, params, learns)
+class _Definition(Definition):
+    """Its list of maps is spoken of as the two that a caller knows."""
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
-        ctx.kept, ctx.params, _, *maps = inputs
-        _, *saved = output
-        ctx.mark_non_differentiable(*(x for x in saved if x is not None))
-        ctx.set_materialize_grads(False)  # zeros as large as the cosines, which nobody reads
-        ctx.save_for_backward(*saved, *maps)
+    def check(self, params: Any, bottoms: Sequence[Any]) -> None:
+        maps, *sizes = bottoms
+        named, names = _named(*halves(maps)), ("size_a", "size_b")
+        if all(size is None for size in sizes):
+            sizes = []
+        given = [shape_of(self.name, *each) for each in zip(names, sizes, strict=False)]
+        infer(params, *shapes(self.name, **named).values(), *given)
+        expect_floating(**named)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, top_gradient: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        if top_gradient is None:
-            return (None,) * len(ctx.needs_input_grad)
-        cosine, lengths_a, lengths_b, *maps = ctx.saved_tensors
-        half = len(maps) // 2
-        saved = maps[:half], maps[half:], cosine, lengths_a, lengths_b, ctx.kept, ctx.params
-        path = backward_cuda if use_cuda(top_gradient, *maps) else backward
-        return None, None, None, *path(top_gradient, *saved)
+
+def _named(maps_a: Sequence[Tensor], maps_b: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The maps as the function's caller speaks of them."""
+    sides = ("maps_a", maps_a), ("maps_b", maps_b)
+    return {f"{name}[{i}]": x for name, maps in sides for i, x in enumerate(maps)}
+
+
+definition = _Definition(
+    "hyperpixel_correlation",
+    Params,
+    BOTTOMS,
+    TOPS,
+    kept=("cosine", "lengths_a", "lengths_b"),
+    infer=infer,
+    meta=meta,
+    forward=forward,
+    backward=backward,
+    forward_cuda=forward_cuda,
+    backward_cuda=backward_cuda,
+)
 
 
 def hyperpixel_correlation(
@@ -622,10 +666,18 @@ def hyperpixel_correlation(
     ``ValueError`` for a parameter out of range and sizes below a pixel. Source: Hyperpixel Flow,
     Eqs. 1, 4.
     """
-    params = valid(Params(jump, receptive_field, margin, exponent, eps, weights is not None))
-    sizes = () if margin is None else (size_a, size_b)
+    params = definition.params(jump, receptive_field, margin, exponent, eps, weights is not None)
+    for name, maps in (("maps_a", maps_a), ("maps_b", maps_b)):
+        if not isinstance(maps, (list, tuple)):
+            text = f"expected {name} to be a list of tensors, got {kind_of(maps)}"
+            raise TypeError(f"{definition.name}: {text}")
+    if len(maps_a) != len(maps_b):
+        raise BlobError(f"expected as many maps of B as of A, got {len(maps_a)} and {len(maps_b)}")
+    sizes: tuple[Any, ...] = () if margin is None else (size_a, size_b)
+    for name, size in zip(("size_a", "size_b"), sizes, strict=False):
+        shape_of(definition.name, name, size)  # not None, as a layer without images has it
     try:
-        return _correlate(params, maps_a, maps_b, sizes, weights or ())
+        return _correlate(params, [*maps_a, *maps_b], sizes, weights or ())
     except BlobError as error:
         arguments = *_named(maps_a, maps_b), "size_a", "size_b"
         names = {f"bottom{i}": name for i, name in enumerate(arguments)}
@@ -633,54 +685,41 @@ def hyperpixel_correlation(
         raise BlobError(error.named(names)) from None
 
 
-def _named(maps_a: Sequence[Tensor], maps_b: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The maps as the function's caller speaks of them."""
-    sides = ("maps_a", maps_a), ("maps_b", maps_b)
-    return {f"{name}[{i}]": x for name, maps in sides for i, x in enumerate(maps)}
-
-
 def _correlate(
-    params: Params,
-    maps_a: Sequence[Tensor],
-    maps_b: Sequence[Tensor],
-    sizes: Sequence[Any],
-    weights: Sequence[Tensor],
+    params: Params, maps: Sequence[Tensor], sizes: Sequence[Any], weights: Sequence[Tensor]
 ) -> Tensor:
-    form = "hyperpixel_correlation"
-    for name, maps in (("maps_a", maps_a), ("maps_b", maps_b)):
-        if not isinstance(maps, (list, tuple)):
-            raise TypeError(f"{form}: expected {name} to be a list of tensors, got {kind_of(maps)}")
-    if len(maps_a) != len(maps_b):
-        raise BlobError(f"expected as many maps of B as of A, got {len(maps_a)} and {len(maps_b)}")
-    named = _named(maps_a, maps_b)
-    names = ("size_a", "size_b")[: len(sizes)]
-    given = [shape_of(form, name, size) for name, size in zip(names, sizes, strict=True)]
-    ((_, *grid),) = infer(params, *shapes(form, **named).values(), *given)
-    expect_floating(**named)
-    if len(weights) not in (0, len(maps_a)):
-        raise BlobError(f"expected weights for each of {len(maps_a)} maps, got {len(weights)}")
-    for i, x in enumerate(weights):
-        shapes(form, **{f"weights[{i}]": x})
-        if x.shape != maps_a[i].shape[1:2]:
-            text = f"expected {{weight{i}}} to be a value for each channel of {{bottom{i}}}"
-            raise BlobError(text, **{f"weight{i}": x.shape, f"bottom{i}": maps_a[i].shape})
     if weights:
+        definition.check(params, (maps, *sizes))
+        _expect_weights(weights, maps)
         scale = [x[:, None, None] for x in weights] * 2
-        named = {name: x * s for (name, x), s in zip(named.items(), scale, strict=True)}
-    lengths = [size_of(name, size) for name, size in zip(names, sizes, strict=True)] or [(0, 0)] * 2
-    kept = (*params.grid((*grid[:2],), lengths[0]), *params.grid((*grid[2:],), lengths[1]))
-    learns = torch.is_grad_enabled() and any(x.requires_grad for x in named.values())
-    top: Tensor = autocast.apply(Function, kept, params, learns, *named.values())[0]
+        scaled = [x * s for x, s in zip(maps, scale, strict=True)]
+        maps = [x.to(scaled[0].dtype) for x in scaled]  # the weights' types may differ
+    top: Tensor = definition(params, maps, *sizes)
     return top
+
+
+def _expect_weights(weights: Sequence[Tensor], maps: Sequence[Tensor]) -> None:
+    count = len(maps) // 2
+    if len(weights) != count:
+        raise BlobError(f"expected weights for each of {count} maps, got {len(weights)}")
+    for i, x in enumerate(weights):
+        shapes(definition.name, **{f"weights[{i}]": x})
+        if x.shape != maps[i].shape[1:2]:
+            text = f"expected {{weight{i}}} to be a value for each channel of {{bottom{i}}}"
+            raise BlobError(text, **{f"weight{i}": x.shape, f"bottom{i}": maps[i].shape})
 
 
 @register("HyperpixelCorrelation", bottoms=(2, None), tops=1)
 class HyperpixelCorrelation(Layer):
     """How alike the hyperpixels of two images are; see the module."""
 
-    Params = Params
+    definition = definition
     maps = False
-    infer = staticmethod(infer)
+
+    @classmethod
+    def _define(cls, definition: Definition) -> None:
+        super()._define(definition)
+        cls.bottom_names = cls.tables = ()  # a net gives as many maps as it likes, then the images
 
     def __init__(
         self,
@@ -696,8 +735,10 @@ class HyperpixelCorrelation(Layer):
                 setattr(self, name, parameter(shape[1:2], self.params.filler, generator))
 
     def forward(self, *bottoms: Tensor) -> Tensor:
-        maps_a, maps_b, sizes = split(bottoms, self.params.margin is not None)
-        return _correlate(self.params, maps_a, maps_b, sizes, self.blobs)
+        count = len(bottoms) - (0 if self.params.margin is None else 2)
+        if count < 2:  # which the definition refuses, whatever else they are
+            count = len(bottoms)
+        return _correlate(self.params, [*bottoms[:count]], bottoms[count:], self.blobs)
 
     @classmethod
     def multiply_adds(

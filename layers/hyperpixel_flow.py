@@ -12,6 +12,7 @@ y; NaN at pixels that no box holds, and everywhere if no cell of B takes part. C
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,15 +21,23 @@ import torch
 from torch import Tensor
 
 from ._runtime.cells import CellParams
-from ._runtime.checks import BlobError, Shape, expect_floating, expect_values, shapes
+from ._runtime.checks import BlobError, Shape, expect_values, valueless
+from ._runtime.definition import Bottom, Definition, Role, Spec, Top
 from ._runtime.layer import Layer
-from ._runtime.params import valid
 from ._runtime.registry import register
 from ._runtime.samples import Sample, distinct
-from ._runtime.sizes import shape_of, size_of
+from ._runtime.sizes import Size, shape_of, size_of, size_tensor
 from ._runtime.transfer import Steps, expect_confidence
+from ._runtime.wide import wide_dtype
 
 Params = CellParams
+CHOICE = "a choice has none"
+BOTTOMS = (
+    Bottom("confidence", "[N, H, W, H', W']", why_no_gradient=CHOICE),
+    Bottom("size_a", "[N, C, h, w]", Role.SIZE, shared=True),
+    Bottom("size_b", "[N, C, h, w]", Role.SIZE, shared=True),
+)
+TOPS = (Top("flow", why_no_gradient=CHOICE),)
 
 
 def infer(params: CellParams, confidence: Shape, size_a: Shape, size_b: Shape) -> tuple[Shape]:
@@ -39,7 +48,23 @@ def infer(params: CellParams, confidence: Shape, size_a: Shape, size_b: Shape) -
     return ((confidence[0], 2, *size_a[2:]),)
 
 
-@torch.no_grad()
+def meta(params: CellParams, confidence: Tensor, size_a: Tensor, size_b: Tensor) -> Sequence[Spec]:
+    return (((confidence.shape[0], 2, *size_a.shape[2:]), wide_dtype(confidence.dtype)),)
+
+
+def forward(params: CellParams, confidence: Tensor, size_a: Size, size_b: Size) -> tuple[Tensor]:
+    y, x = (torch.arange(int(length), device=confidence.device) for length in size_a)
+    flow = confidence.new_empty(len(confidence), 2, len(y), len(x), dtype=wide_dtype(confidence.dtype))
+    for n, one in enumerate(confidence):
+        flow[n] = Steps(one, x, y, params, size_a, size_b).at_grid()[:2]
+    return (flow,)
+
+
+definition = Definition(
+    "hyperpixel_flow", Params, BOTTOMS, TOPS, infer=infer, meta=meta, forward=forward
+)
+
+
 def hyperpixel_flow(
     confidence: Tensor,
     size_a: Sequence[float] | Tensor,
@@ -54,45 +79,43 @@ def hyperpixel_flow(
     pixels, or the images. See the module; raises as ``keypoint_transfer`` does. Source: Hyperpixel
     Flow, section 3.3.
     """
-    return _flow(valid(Params(jump, receptive_field, margin)), confidence, size_a, size_b)
+    params = definition.params(jump, receptive_field, margin)
+    if isinstance(size_a, Tensor) and size_a.dim() == 4:
+        flow: Tensor = definition(params, confidence, size_a, size_b)
+        return flow
+    return _by_values(params, confidence, size_a, size_b)
 
 
-def _flow(
+def _by_values(
     params: CellParams,
     confidence: Tensor,
     size_a: Sequence[float] | Tensor,
     size_b: Sequence[float] | Tensor,
 ) -> Tensor:
-    form, sizes = "hyperpixel_flow", {"size_a": size_a, "size_b": size_b}
-    table = shapes(form, confidence=confidence)
-    expect_confidence(**table, **{name: shape_of(form, name, size) for name, size in sizes.items()})
-    expect_floating(confidence=confidence)
-    if isinstance(size_a, Tensor) and size_a.dim() != 4:
+    """The flow over an image of A that is given by its height and width: by one of that shape, which
+    the flow's follows."""
+    if math.prod(shape_of(definition.name, "size_a", size_a)) != 2:
+        definition.check(params, (confidence, size_a, size_b))  # which says so
+    if isinstance(size_a, Tensor):
         expect_values("the flow's shape depends on size_a's values", size_a)
-    lengths = [size_of(name, size) for name, size in sizes.items()]
-    dtype = torch.float64 if confidence.dtype == torch.float64 else torch.float32
-    y, x = (torch.arange(int(length), device=confidence.device) for length in lengths[0])
-    flow = torch.empty(len(confidence), 2, len(y), len(x), dtype=dtype, device=confidence.device)
-    for n, one in enumerate(confidence):
-        flow[n] = Steps(one, x, y, params, *lengths).at_grid()[:2]
+    lengths = size_of("size_a", size_a)
+    whole = [int(length) for length in lengths]
+    image = size_tensor(whole)
+    if whole != [*lengths]:  # the fraction says which cells take part
+        if not torch.compiler.is_dynamo_compiling():
+            definition.check(params, (confidence, image, size_b))
+        if not valueless(confidence):
+            return forward(params, confidence.detach(), lengths, size_of("size_b", size_b))[0]
+    flow: Tensor = definition(params, confidence, image, size_b)
     return flow
 
 
-@register("HyperpixelFlow", bottoms=3)
+@register("HyperpixelFlow")
 class HyperpixelFlow(Layer):
     """Dense flow from matches of cells; see the module."""
 
-    Params = Params
-    bottom_names = ("confidence", "size_a", "size_b")
-    tables = (1, 2)
-    shared = (1, 2)
+    definition = definition
     maps = False
-    infer = staticmethod(infer)
-
-    @torch.no_grad()
-    def forward(self, confidence: Tensor, size_a: Tensor, size_b: Tensor) -> Tensor:
-        self.check(confidence, size_a, size_b)
-        return _flow(self.params, confidence, size_a, size_b)
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:

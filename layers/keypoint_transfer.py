@@ -23,15 +23,24 @@ import torch
 from torch import Tensor
 
 from ._runtime.cells import CellParams
-from ._runtime.checks import BlobError, Shape, expect_axes, expect_floating, expect_same_device, shapes
+from ._runtime.checks import BlobError, Shape, expect_axes
+from ._runtime.definition import Bottom, Definition, Role, Spec, Top
 from ._runtime.layer import Layer
-from ._runtime.params import valid
 from ._runtime.registry import register
 from ._runtime.samples import Sample, distinct
-from ._runtime.sizes import shape_of, size_of
+from ._runtime.sizes import Size
 from ._runtime.transfer import Steps, expect_confidence
+from ._runtime.wide import wide_dtype
 
 Params = CellParams
+CHOICE = "a choice has none"
+BOTTOMS = (
+    Bottom("confidence", "[N, H, W, H', W']", why_no_gradient=CHOICE),
+    Bottom("points", "[N, P, 2]", Role.TABLE),
+    Bottom("size_a", "[N, C, h, w]", Role.SIZE, shared=True),
+    Bottom("size_b", "[N, C, h, w]", Role.SIZE, shared=True),
+)
+TOPS = Top("moved", why_no_gradient=CHOICE), Top("score", why_no_gradient=CHOICE)
 
 
 def infer(
@@ -48,7 +57,31 @@ def infer(
     return (*points[:2], 2), points[:2]
 
 
-@torch.no_grad()
+def meta(
+    params: CellParams, confidence: Tensor, points: Tensor, size_a: Tensor, size_b: Tensor
+) -> Sequence[Spec]:
+    n, count, dtype = *points.shape[:2], wide_dtype(points.dtype)
+    return ((n, count, 2), dtype), ((n, count), dtype)
+
+
+def forward(
+    params: CellParams, confidence: Tensor, points: Tensor, size_a: Size, size_b: Size
+) -> tuple[Tensor, Tensor]:
+    found = torch.empty(3, *points.shape[:2], dtype=torch.float64, device=points.device)
+    for n, (one, some) in enumerate(zip(confidence, points, strict=True)):
+        x, y = some[:, 0].double(), some[:, 1].double()
+        found[:, n] = Steps(one, x, y, params, size_a, size_b).at_points()
+        found[0, n] += x
+        found[1, n] += y
+    moved, score, dtype = found[:2].movedim(0, -1), found[2], wide_dtype(points.dtype)
+    return moved.to(dtype).contiguous(), score.to(dtype, copy=True)  # of one point both are views
+
+
+definition = Definition(
+    "keypoint_transfer", Params, BOTTOMS, TOPS, infer=infer, meta=meta, forward=forward
+)
+
+
 def keypoint_transfer(
     confidence: Tensor,
     points: Tensor,
@@ -66,50 +99,17 @@ def keypoint_transfer(
     parameter out of range, sizes below a pixel and a best confidence that is NaN or infinite. Source:
     Hyperpixel Flow, section 3.3.
     """
-    return _transfer(valid(Params(jump, receptive_field, margin)), confidence, points, size_a, size_b)
+    params = definition.params(jump, receptive_field, margin)
+    moved, score = definition(params, confidence, points, size_a, size_b)
+    return moved, score
 
 
-def _transfer(
-    params: CellParams,
-    confidence: Tensor,
-    points: Tensor,
-    size_a: Sequence[float] | Tensor,
-    size_b: Sequence[float] | Tensor,
-) -> tuple[Tensor, Tensor]:
-    form = "keypoint_transfer"
-    given, sizes = {"confidence": confidence, "points": points}, {"size_a": size_a, "size_b": size_b}
-    tables = shapes(form, **given)
-    infer(params, **tables, **{name: shape_of(form, name, size) for name, size in sizes.items()})
-    expect_floating(confidence=confidence)
-    expect_same_device(**given)
-    lengths = [size_of(name, size) for name, size in sizes.items()]
-    found = torch.empty(3, *points.shape[:2], dtype=torch.float64, device=points.device)
-    for n, (one, some) in enumerate(zip(confidence, points, strict=True)):
-        x, y = some[:, 0].double(), some[:, 1].double()
-        found[:, n] = Steps(one, x, y, params, *lengths).at_points()
-        found[0, n] += x
-        found[1, n] += y
-    moved, score = found[:2].movedim(0, -1), found[2]
-    dtype = torch.float64 if points.dtype == torch.float64 else torch.float32
-    return moved.to(dtype).contiguous(), score.to(dtype)
-
-
-@register("KeypointTransfer", bottoms=4, tops=(1, 2))
+@register("KeypointTransfer")
 class KeypointTransfer(Layer):
     """Points carried by the best matches of cells; see the module."""
 
-    Params = Params
-    bottom_names = ("confidence", "points", "size_a", "size_b")
-    tables = (1, 2, 3)
-    shared = (2, 3)
+    definition = definition
     maps = False
-    infer = staticmethod(infer)
-
-    @torch.no_grad()
-    def forward(
-        self, confidence: Tensor, points: Tensor, size_a: Tensor, size_b: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        return _transfer(self.params, confidence, points, size_a, size_b)
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:

@@ -39,16 +39,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from ._runtime import autocast, cuda
-from ._runtime.checks import BlobError, Shape, expect_axes, expect_floating, present, shapes, valueless
+from ._runtime import cuda
+from ._runtime.checks import BlobError, Shape, expect_axes, expect_floating, shapes
+from ._runtime.definition import Bottom, Definition, Role, Spec, Top
 from ._runtime.dispatch import use_cuda
 from ._runtime.geometry import Corners, scatter
 from ._runtime.layer import Layer
-from ._runtime.params import param, valid
+from ._runtime.params import param
 from ._runtime.registry import register
 from ._runtime.samples import Sample
+from ._runtime.wide import wide, wide_dtype
 
 BLOCK = 16  # references that share one bound
 # Of one product: large, because threads meet after each, but what its minima are taken of is still in
@@ -68,6 +69,15 @@ class Params:
     index_base: int = param(0, low=0, high=1, doc="index of the first reference; 1 as released")
 
 
+BOTTOMS = (
+    Bottom("query", "[N, C, P]"),
+    Bottom("reference", "[N, C, H, W]"),
+    Bottom("num_query", "[N, 1]", Role.COUNT, optional=True),
+    Bottom("num_reference", "[N, 1]", Role.COUNT, optional=True),
+)
+TOPS = (Top("distance"), Top("index", "an index is a choice"))
+
+
 def infer(
     params: Params,
     query: Shape,
@@ -84,18 +94,24 @@ def infer(
         raise BlobError("batch sizes differ: {query}, {reference}", **both)
     if query[1] != reference[1]:
         raise BlobError("bottoms disagree on channels: {query}, {reference}", **both)
-    references = int(np.prod(reference[2:]))
+    references = math.prod(reference[2:])
     if params.k > references:
         raise BlobError(
             f"k is {params.k}, but {{reference}} has {references} features", reference=reference
         )
     for name, count in (("num_query", num_query), ("num_reference", num_reference)):
-        if count is not None and (count[:1] != query[:1] or np.prod(count) != query[0]):
+        if count is not None and (count[:1] != query[:1] or math.prod(count) != query[0]):
             raise BlobError(f"expected {{{name}}} to be [{query[0]}, 1]", **{name: count})
     if not params.use_all_ref and num_reference is None:
         raise BlobError("use_all_ref: false needs a fourth bottom with the number of valid references")
     top = (query[0], params.k, query[2])
     return top, top
+
+
+def meta(params: Params, query: Tensor, *_: Tensor | None) -> Sequence[Spec]:
+    """Distance and index."""
+    shape = (query.shape[0], params.k, query.shape[2])
+    return (shape, query.dtype), (shape, torch.int64)
 
 
 class Images(NamedTuple):
@@ -111,31 +127,56 @@ class Images(NamedTuple):
 
 
 def forward(
-    query: Tensor, reference: Tensor, k: int, num_query: Tensor, num_reference: Tensor
+    params: Params,
+    query: Tensor,
+    reference: Tensor,
+    num_query: Tensor | None = None,
+    num_reference: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """``[N, C, P]``, ``[N, C, R]``, numbers of valid ones ``[N]`` -> distance, index ``[N, k, P]``."""
+    reference, k, dtype = reference.flatten(2), params.k, query.dtype
+    queries, references = _valid(params, query, reference, num_query, num_reference)
+    query, reference = wide(query), wide(reference)
     n, channels, p = query.shape
-    if valueless(query):  # values say how far to search
-        return query.new_empty(n, k, p), num_query.new_empty(n, k, p)
-    query, reference = _wide(query), _wide(reference)
     distance = query.new_empty(n, p, k)
-    index = num_query.new_empty(n, p, k)
-    valid = torch.arange(p, device=query.device) < num_query[:, None]
+    index = queries.new_empty(n, p, k)
+    valid = torch.arange(p, device=query.device) < queries[:, None]
     group = max(1, ELEMENTS // max(1, channels * reference.shape[2]))
     stride = max(1, min(QUERIES // group, BACK * BLOCK // reference.shape[2]))
     for image in range(0, n, group):
         part = slice(image, image + group)
-        images = _prepare(query[part], reference[part], num_reference[part])
+        images = _prepare(query[part], reference[part], references[part])
         for start in range(0, p, stride):
             tile = slice(start, start + stride)
             bounds = _bounds(images.left[:, tile], images.right)
             found = _search(images, tile, bounds, valid[part, tile], k)
             distance[part, tile], index[part, tile] = found
-    return distance.mT.contiguous(), index.mT.contiguous()
+    index = _counted(index.mT.contiguous(), params.index_base)
+    return distance.mT.contiguous().to(dtype), index
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+def _valid(
+    params: Params,
+    query: Tensor,
+    reference: Tensor,
+    num_query: Tensor | None,
+    num_reference: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """How many queries, and how many references, of each image are valid: ``[N]`` beside them."""
+    queries, references = (
+        query.new_full((len(query),), x.shape[2], dtype=torch.int64)
+        if count is None or all_of_them
+        else count.reshape(-1).to(query.device, torch.int64).clamp(0, x.shape[2])
+        for x, count, all_of_them in (
+            (query, num_query, params.use_all_query),
+            (reference, num_reference, params.use_all_ref),
+        )
+    )
+    return queries, references
+
+
+def _counted(index: Tensor, base: int) -> Tensor:
+    """Indices from 0 counted from ``base``, or with -base back; -1, for none, stays."""
+    return torch.where(index < 0, index, index + base) if base else index
 
 
 def _prepare(query: Tensor, reference: Tensor, valid: Tensor) -> Images:
@@ -307,20 +348,20 @@ def _least(distance: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def backward(
-    distance_gradient: Tensor, query: Tensor, reference: Tensor, index: Tensor
+    params: Params, distance_gradient: Tensor, query: Tensor, reference: Tensor, index: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of ``query`` and ``reference``."""
+    shape, reference, index = reference.shape, reference.flatten(2), _counted(index, -params.index_base)
     n, channels, p = query.shape
     k, r = index.shape[1], reference.shape[2]
     at = index.clamp(min=0).view(n, 1, k * p)
-    near = _wide(reference).gather(2, at.expand(n, channels, k * p)).view(n, channels, k, p)
-    unit = _wide(query)[:, :, None] - near
+    near = wide(reference).gather(2, at.expand(n, channels, k * p)).view(n, channels, k, p)
+    unit = wide(query)[:, :, None] - near
     distance = torch.linalg.vector_norm(unit, dim=1)
-    weight = (_wide(distance_gradient) / distance).masked_fill_((distance == 0) | (index < 0), 0)
+    weight = (wide(distance_gradient) / distance).masked_fill_((distance == 0) | (index < 0), 0)
     unit *= weight[:, None]
     once = Corners(at, torch.ones_like(at))
     reference_gradient = scatter(unit.view(n, channels, k * p), once, 1, r)[:, :, 0].neg_()
-    return unit.sum(2).to(query.dtype), reference_gradient.to(reference.dtype)
+    return unit.sum(2).to(query.dtype), reference_gradient.to(reference.dtype).view(shape)
 
 
 kernels = cuda.Kernels(__file__)
@@ -328,25 +369,30 @@ WIDTH, MOST = 128, 16  # queries and references of a tile, bounds kept of a quer
 
 
 def forward_cuda(
-    query: Tensor, reference: Tensor, k: int, num_query: Tensor, num_reference: Tensor
+    params: Params,
+    query: Tensor,
+    reference: Tensor,
+    num_query: Tensor | None = None,
+    num_reference: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    query, reference = query.contiguous(), reference.contiguous()
+    query, reference, k = query.contiguous(), reference.flatten(2).contiguous(), params.k
+    queries, references = _valid(params, query, reference, num_query, num_reference)
     n, channels, p = query.shape
     threads, sites = cuda.threads(256), cuda.multiprocessors(query.device)
     distance = query.new_empty(n, k, p)
-    index = num_query.new_empty(n, k, p)
+    index = queries.new_empty(n, k, p)
     sizes = {"channels": channels, "queries": p, "references": reference.shape[2]}
-    counts = {"num_query": num_query, "num_reference": num_reference}
+    counts = {"num_query": queries, "num_reference": references}
     pending, count = None, None
     if k <= MOST - 3 and channels:
-        pending = num_query.new_empty(n * p, dtype=torch.int32)
+        pending = queries.new_empty(n * p, dtype=torch.int32)
         count = pending.new_zeros(1)
-        proven = _screen(query, reference, k, num_reference)
+        proven = _screen(query, reference, k, references)
         kernels.launch(
             "knn_settle",
             query=query,
             reference=reference,
-            num_query=num_query,
+            num_query=queries,
             distance=distance,
             index=index,
             pending=pending,
@@ -373,18 +419,18 @@ def forward_cuda(
         block=threads,
         **sizes,
     )
-    return distance, index
+    return distance, _counted(index, params.index_base)
 
 
 def _screen(query: Tensor, reference: Tensor, k: int, num_reference: Tensor) -> dict[str, Any]:
     """The least bounds of each query, and what else ``knn_settle`` must know of them."""
     n, channels, p = query.shape
     r = reference.shape[2]
-    wide = cuda.accumulator_dtype(query.dtype)
-    info, threads = torch.finfo(wide), cuda.threads(256)
-    centre = reference.mean(2, dtype=wide).nan_to_num(0, 0, 0)
+    sums = wide_dtype(query.dtype)
+    info, threads = torch.finfo(sums), cuda.threads(256)
+    centre = reference.mean(2, dtype=sums).nan_to_num(0, 0, 0)
     limits = {"kept": 1 - (3 * channels + 16) * info.eps, "most": info.max / 16}
-    bound = reference.new_empty(n, r, dtype=wide)
+    bound = reference.new_empty(n, r, dtype=sums)
     kernels.launch(
         "knn_bounds",
         reference=reference,
@@ -398,7 +444,7 @@ def _screen(query: Tensor, reference: Tensor, k: int, num_reference: Tensor) -> 
         **limits,
     )
     tiles, steps = -(-p // WIDTH), -(-r // WIDTH)
-    slices = _slices(n * tiles, steps, cuda.multiprocessors(query.device) * 8 // wide.itemsize)
+    slices = _slices(n * tiles, steps, cuda.multiprocessors(query.device) * 8 // sums.itemsize)
     keep = min(MOST, k + (7 if slices == 1 else 3))
     least = bound.new_empty(n, p, slices, keep)
     candidate = torch.empty_like(least, dtype=torch.int32)
@@ -446,13 +492,14 @@ def _slices(tiles: int, steps: int, resident: int) -> int:
 
 
 def backward_cuda(
-    distance_gradient: Tensor, query: Tensor, reference: Tensor, index: Tensor
+    params: Params, distance_gradient: Tensor, query: Tensor, reference: Tensor, index: Tensor
 ) -> tuple[Tensor, Tensor]:
-    query, reference = query.contiguous(), reference.contiguous()
+    shape, index = reference.shape, _counted(index, -params.index_base)
+    query, reference = query.contiguous(), reference.flatten(2).contiguous()
     n, channels, p = query.shape
     k, r = index.shape[1], reference.shape[2]
     threads = cuda.threads(256)
-    weight = query.new_empty(n, k, p, dtype=cuda.accumulator_dtype(query.dtype))
+    weight = query.new_empty(n, k, p, dtype=wide_dtype(query.dtype))
     query_gradient, reference_gradient = torch.empty_like(query), torch.empty_like(reference)
     sizes = {"channels": channels, "queries": p, "references": r, "k": k, "block": threads}
     kernels.launch(
@@ -480,29 +527,21 @@ def backward_cuda(
         grid=cuda.blocks(reference.numel(), threads),
         **sizes,
     )
-    return query_gradient, reference_gradient
+    return query_gradient, reference_gradient.view(shape)
 
 
-class Function(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        query: Tensor, reference: Tensor, k: int, num_query: Tensor, num_reference: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        path = forward_cuda if use_cuda(query, reference) else forward
-        distance, index = path(query, reference, k, num_query, num_reference)
-        return distance.to(query.dtype), index
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        query, reference, *_ = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(query, reference, output[1])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, distance_gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        path = backward_cuda if use_cuda(*ctx.saved_tensors) else backward
-        return *path(distance_gradient, *ctx.saved_tensors), None, None, None
+definition = Definition(
+    "knn",
+    Params,
+    BOTTOMS,
+    TOPS,
+    infer=infer,
+    meta=meta,
+    forward=forward,
+    backward=backward,
+    forward_cuda=forward_cuda,
+    backward_cuda=backward_cuda,
+)
 
 
 def knn(
@@ -523,33 +562,9 @@ def knn(
     Raises ``BlobError`` for shapes that do not fit and for k above the number of references,
     ``TypeError`` unless the features are floating point of one type, ``ValueError`` for k below 1.
     """
-    params = valid(Params(k, index_base=index_base, use_all_ref=num_reference is None))
-    return _knn(params, query, reference, num_query, num_reference)
-
-
-def _knn(
-    params: Params,
-    query: Tensor,
-    reference: Tensor,
-    num_query: Tensor | None,
-    num_reference: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    features, counts = {"query": query, "reference": reference}, (num_query, num_reference)
-    optional = present(num_query=num_query, num_reference=num_reference)
-    infer(params, **shapes("knn", **features, **optional))
-    expect_floating(**features)
-    reference = reference.flatten(2)
-    use_all = (params.use_all_query, params.use_all_ref)
-    valid = [
-        query.new_full((len(query),), x.shape[2], dtype=torch.int64)
-        if count is None or all_of_them
-        else count.detach().reshape(-1).to(query.device, torch.int64).clamp(0, x.shape[2])
-        for x, count, all_of_them in zip((query, reference), counts, use_all, strict=True)
-    ]
-    distance, index = autocast.apply(Function, query, reference, params.k, *valid)
-    if params.index_base:
-        index = torch.where(index < 0, index, index + params.index_base)
-    return distance, index
+    params = definition.params(k, use_all_ref=num_reference is None, index_base=index_base)
+    tops: tuple[Tensor, Tensor] = definition(params, query, reference, num_query, num_reference)
+    return tops
 
 
 @torch.no_grad()
@@ -570,7 +585,7 @@ def there_and_back(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tenso
     for query, reference in ways:
         infer(Params(), **shapes("there_and_back", query=query, reference=reference))
     expect_floating(first=first, second=second)
-    parts = [_there_and_back(_wide(first), some) for some in _wide(second).split(rows)]
+    parts = [_there_and_back(wide(first), some) for some in wide(second).split(rows)]
     distance, index, back = (torch.stack(found, 1) for found in zip(*parts, strict=True))
     index += rows * torch.arange(len(parts), device=index.device)
     best = distance.sort(dim=1, stable=True).indices[:, :1]
@@ -615,26 +630,15 @@ def _searched(
     return distance, index
 
 
-@register("KNN", bottoms=(2, 4), tops=(1, 2))
+@register("KNN")
 class KNN(Layer):
-    Params = Params
-    bottom_names = ("query", "reference", "num_query", "num_reference")
-    infer = staticmethod(infer)
+    definition = definition
 
     @classmethod
     def multiply_adds(
         cls, params: Any, bottoms: Sequence[Shape], tops: Sequence[Shape], blobs: Sequence[Shape]
     ) -> int | None:
         return math.prod(bottoms[0]) * math.prod(bottoms[1][2:])
-
-    def forward(
-        self,
-        query: Tensor,
-        reference: Tensor,
-        num_query: Tensor | None = None,
-        num_reference: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        return _knn(self.params, query, reference, num_query, num_reference)
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:

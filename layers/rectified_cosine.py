@@ -30,15 +30,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from ._runtime import autocast, cuda
-from ._runtime.checks import BlobError, Shape, expect_floating, shapes
-from ._runtime.dispatch import use_cuda
+from ._runtime import cuda
+from ._runtime.checks import BlobError, Shape
+from ._runtime.definition import Bottom, Definition, Spec, Top
 from ._runtime.layer import Layer
-from ._runtime.params import param, valid
+from ._runtime.params import param
 from ._runtime.registry import register
 from ._runtime.samples import Sample
+from ._runtime.wide import wide, wide_dtype
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,10 @@ class Params:
     exponent: float = param(1.0, low=1, doc="of the rectified cosine")
     normalized: bool = param(False, doc="the descriptors are unit vectors already")
     eps: float = param(1e-12, above=0, doc="the least length to divide by")
+
+
+BOTTOMS = (Bottom("a", "[P, D] or [N, P, D]"), Bottom("b", "[S, D] or [N, S, D]"))
+TOPS = (Top("top"),)
 
 
 def infer(params: Params, a: Shape, b: Shape) -> tuple[Shape]:
@@ -65,23 +69,31 @@ def _table(shape: Shape) -> Shape:
     return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape
 
 
-def forward(a: Tensor, b: Tensor, params: Params) -> tuple[Tensor, Tensor]:
-    """The top, and the rectified cosines in float32 or wider: the same one for exponent 1."""
+def meta(params: Params, a: Tensor, b: Tensor) -> Sequence[Spec | None]:
+    """The top; the rectified cosines, unless they are the top."""
+    one, other = _table(a.shape), _table(b.shape)
+    shape = *one[:-1], other[-2]
+    kept = None if _is_top(params, a.dtype) else (shape, wide_dtype(a.dtype))
+    return (shape, a.dtype), kept
+
+
+def _is_top(params: Params, dtype: torch.dtype) -> bool:
+    """Whether the rectified cosines are the top itself."""
+    return params.exponent == 1 and dtype == wide_dtype(dtype)
+
+
+def forward(params: Params, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor | None]:
     (one, _), (other, _) = _unit(a, params), _unit(b, params)
     cosine = (one @ other.mT).clamp_(min=0)
+    if _is_top(params, a.dtype):
+        return cosine, None
     top = cosine if params.exponent == 1 else cosine**params.exponent
     return top.to(a.dtype), cosine
 
 
 def backward(
-    top_gradient: Tensor,
-    a: Tensor,
-    b: Tensor,
-    cosine: Tensor,
-    params: Params,
-    wanted: tuple[bool, bool] = (True, True),
+    params: Params, wanted: Sequence[bool], top_gradient: Tensor, a: Tensor, b: Tensor, cosine: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The bottoms' gradients, where ``wanted``."""
     (one, length), (other, other_length) = _unit(a, params), _unit(b, params)
     slope = (cosine > 0).to(cosine.dtype)
     if params.exponent != 1:
@@ -89,15 +101,15 @@ def backward(
     slope *= top_gradient.to(cosine.dtype)
     found: list[Tensor | None] = [None, None]
     if wanted[0]:
-        found[0] = _through(slope @ other, one, length, params).to(a.dtype)
+        found[0] = _through(slope @ other, one, length, params).to(a.dtype).view(a.shape)
     if wanted[1]:
-        found[1] = _through(slope.mT @ one, other, other_length, params).to(b.dtype)
+        found[1] = _through(slope.mT @ one, other, other_length, params).to(b.dtype).view(b.shape)
     return found[0], found[1]
 
 
 def _unit(x: Tensor, params: Params) -> tuple[Tensor, Tensor]:
     """The descriptors to multiply, in float32 or wider, and what they were divided by."""
-    x = x if x.dtype == torch.float64 else x.float()
+    x = wide(x.reshape(_table(x.shape)))
     if params.normalized:
         return x, x.new_ones(())
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_(min=params.eps)
@@ -108,40 +120,34 @@ def _through(gradient: Tensor, unit: Tensor, length: Tensor, params: Params) -> 
     """From the unit vectors' gradient to the descriptors'."""
     if params.normalized:
         return gradient
-    along = (gradient * unit).sum(-1, keepdim=True).masked_fill_(length <= params.eps, 0)
-    return gradient.addcmul_(unit, along, value=-1).div_(length)
+    along = (gradient * unit).sum(-1, keepdim=True).masked_fill_(length <= params.eps, 0).neg_()
+    return gradient.addcmul_(unit, along).div_(length)  # with a value compilers round otherwise
 
 
 kernels = cuda.Kernels(__file__)
 
 
-def forward_cuda(a: Tensor, b: Tensor, params: Params) -> tuple[Tensor, Tensor]:
+def forward_cuda(params: Params, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor | None]:
     (one, _), (other, _) = _unit_cuda(a, params), _unit_cuda(b, params)
     cosine = one @ other.mT
-    top = cosine
-    if params.exponent != 1 or a.dtype != cosine.dtype:
-        top = torch.empty_like(cosine, dtype=a.dtype)
+    is_top = _is_top(params, a.dtype)
+    top = cosine if is_top else torch.empty_like(cosine, dtype=a.dtype)
     threads = cuda.threads(256)
     kernels.launch(
         "rectified_cosine_rectify",
         scalar=a.dtype,
         cosine=cosine,
-        top=None if top is cosine else top,
+        top=None if is_top else top,
         total=cosine.numel(),
         exponent=params.exponent,
         grid=cuda.blocks(cosine.numel(), threads),
         block=threads,
     )
-    return top, cosine
+    return top, None if is_top else cosine
 
 
 def backward_cuda(
-    top_gradient: Tensor,
-    a: Tensor,
-    b: Tensor,
-    cosine: Tensor,
-    params: Params,
-    wanted: tuple[bool, bool] = (True, True),
+    params: Params, wanted: Sequence[bool], top_gradient: Tensor, a: Tensor, b: Tensor, cosine: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
     (one, length), (other, other_length) = _unit_cuda(a, params), _unit_cuda(b, params)
     slope = torch.empty_like(cosine)
@@ -158,15 +164,16 @@ def backward_cuda(
     )
     found: list[Tensor | None] = [None, None]
     if wanted[0]:
-        found[0] = _through_cuda(slope @ other, one, length, params, a.dtype)
+        found[0] = _through_cuda(slope @ other, one, length, params, a)
     if wanted[1]:
-        found[1] = _through_cuda(slope.mT @ one, other, other_length, params, b.dtype)
+        found[1] = _through_cuda(slope.mT @ one, other, other_length, params, b)
     return found[0], found[1]
 
 
 def _unit_cuda(x: Tensor, params: Params) -> tuple[Tensor, Tensor]:
     if params.normalized:
         return _unit(x, params)
+    x = x.reshape(_table(x.shape))
     unit = torch.empty(x.shape, dtype=cuda.accumulator_dtype(x.dtype), device=x.device)
     length = unit.new_empty(x.shape[:-1])
     kernels.launch(
@@ -183,11 +190,11 @@ def _unit_cuda(x: Tensor, params: Params) -> tuple[Tensor, Tensor]:
 
 
 def _through_cuda(
-    gradient: Tensor, unit: Tensor, length: Tensor, params: Params, dtype: torch.dtype
+    gradient: Tensor, unit: Tensor, length: Tensor, params: Params, bottom: Tensor
 ) -> Tensor:
     if params.normalized:
-        return gradient.to(dtype)
-    found = torch.empty_like(gradient, dtype=dtype)
+        return gradient.to(bottom.dtype).view(bottom.shape)
+    found = torch.empty_like(gradient, dtype=bottom.dtype)
     kernels.launch(
         "rectified_cosine_descriptors",
         unit_gradient=gradient,
@@ -199,30 +206,23 @@ def _through_cuda(
         grid=length.numel(),
         block=cuda.threads(256),
     )
-    return found
+    return found.view(bottom.shape)
 
 
-class Function(torch.autograd.Function):
-    @staticmethod
-    def forward(a: Tensor, b: Tensor, params: Params) -> tuple[Tensor, Tensor | None]:
-        top, cosine = (forward_cuda if use_cuda(a, b) else forward)(a, b, params)
-        return top, None if cosine is top else cosine
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None]) -> None:
-        a, b, ctx.params = inputs
-        top, cosine = output
-        if cosine is not None:
-            ctx.mark_non_differentiable(cosine)
-        ctx.save_for_backward(a, b, top if cosine is None else cosine)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, top_gradient: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        a, b, cosine = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:2]
-        path = backward_cuda if use_cuda(top_gradient, a, b) else backward
-        return *path(top_gradient, a, b, cosine, ctx.params, wanted), None
+definition = Definition(
+    "rectified_cosine",
+    Params,
+    BOTTOMS,
+    TOPS,
+    kept=("cosine",),
+    infer=infer,
+    meta=meta,
+    forward=forward,
+    backward=backward,
+    forward_cuda=forward_cuda,
+    backward_cuda=backward_cuda,
+    traced=True,
+)
 
 
 def rectified_cosine(
@@ -234,28 +234,19 @@ def rectified_cosine(
     descriptors are taken for unit vectors. Raises ``BlobError`` for shapes that do not fit,
     ``TypeError`` unless both are of one floating type on one device. Source: SCNet, Eq. 6.
     """
-    params = valid(Params(exponent, normalized, eps))
-    infer(params, **shapes("rectified_cosine", a=a, b=b))
-    expect_floating(a=a, b=b)
-    a, b = a.reshape(_table(a.shape)), b.reshape(_table(b.shape))
-    top: Tensor = autocast.apply(Function, a, b, params)[0]
+    top: Tensor = definition(definition.params(exponent, normalized, eps), a, b)
     return top
 
 
-@register("RectifiedCosine", bottoms=2, tops=1)
+@register("RectifiedCosine")
 class RectifiedCosine(Layer):
-    Params = Params
-    bottom_names = ("a", "b")
-    infer = staticmethod(infer)
+    definition = definition
 
     @classmethod
     def multiply_adds(
         cls, params: Any, bottoms: Sequence[Shape], tops: Sequence[Shape], blobs: Sequence[Shape]
     ) -> int | None:
         return math.prod(tops[0]) * _table(bottoms[0])[-1]
-
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return rectified_cosine(a, b, self.params.exponent, self.params.normalized, self.params.eps)
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:

@@ -15,19 +15,33 @@ has none.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from ._runtime.boxes import corners, expect_boxes, expect_finite
-from ._runtime.checks import INTEGERS, BlobError, Shape, expect_axes, expect_numbers, shapes, valueless
+from ._runtime.checks import INTEGERS, BlobError, Shape, expect_axes, expect_numbers
+from ._runtime.definition import Bottom, Definition, Role, Spec, Top
 from ._runtime.layer import Layer
 from ._runtime.params import NoParams
 from ._runtime.regions import best_matches
 from ._runtime.registry import register
 from ._runtime.samples import Sample, distinct
+from ._runtime.sizes import size_tensor
 
 CHUNK = 32  # boxes at a time on a CUDA device
+
+BOTTOMS = (
+    Bottom("scores", "[P, S]", why_no_gradient="they rank", numbers="any"),
+    Bottom("rois_a", "[P, 5]", Role.TABLE),
+    Bottom("rois_b", "[S, 5]", Role.TABLE, shared=True),
+    Bottom("image1", "[1, C, H, W]", Role.COUNT, shared=True),
+    Bottom("image2", "[1, C, h, w]", Role.COUNT, shared=True),
+)
+TOPS = (Top("flow", "to round has none"),)
 
 
 def infer(
@@ -46,20 +60,22 @@ def infer(
     return ((1, 2, *image1[2:]),)
 
 
-@torch.no_grad()
-def region_flow(
-    scores: Tensor, rois_a: Tensor, rois_b: Tensor, size_a: tuple[int, int], size_b: tuple[int, int]
-) -> Tensor:
-    """The flow ``[1, 2, H, W]`` that region matches make; see the module.
+def meta(
+    params: NoParams, scores: Tensor, rois_a: Tensor, rois_b: Tensor, image1: Tensor, image2: Tensor
+) -> Sequence[Spec]:
+    """The flow."""
+    return (((1, 2, *image1.shape[2:]), torch.float32),)
 
-    size_a and size_b: (height, width) of the images. Raises BlobError, and ValueError where a
-    score is NaN.
-    """
-    tables = shapes("region_flow", scores=scores, rois_a=rois_a, rois_b=rois_b)
-    expect_numbers("region_flow", "height and width", INTEGERS, size_a=size_a, size_b=size_b)
-    infer(NoParams(), **tables, image1=(1, 1, *size_a), image2=(1, 1, *size_b))
+
+def expect(params: NoParams, scores: Tensor, rois_a: Tensor, rois_b: Tensor, *_: Any) -> None:
+    """Finite rois."""
     expect_finite(rois_a=rois_a)
     expect_finite(rois_b=rois_b)
+
+
+def forward(
+    params: NoParams, scores: Tensor, rois_a: Tensor, rois_b: Tensor, image1: Tensor, image2: Tensor
+) -> tuple[Tensor]:
     boxes_a, boxes_b = corners(rois_a).double(), corners(rois_b).double()
     if scores.numel():
         score, index = best_matches(scores)
@@ -67,15 +83,15 @@ def region_flow(
         boxes_a, boxes_b = boxes_a[order], boxes_b[index[order]]
     else:
         boxes_a = boxes_a[:0]
-    return fill(boxes_a, boxes_b, size_a, size_b)
+    size_a, size_b = ((x.shape[2], x.shape[3]) for x in (image1, image2))
+    return (fill(boxes_a, boxes_b, size_a, size_b),)
 
 
 def fill(boxes_a: Tensor, boxes_b: Tensor, size_a: tuple[int, int], size_b: tuple[int, int]) -> Tensor:
     """The flow ``[1, 2, H, W]`` of matched boxes ``[K, 4]``, an earlier one above a later one."""
     if not len(boxes_a):
         return torch.full((1, 2, *size_a), torch.nan, device=boxes_a.device)
-    on_host = not (boxes_a.is_cuda or valueless(boxes_a))
-    owner = first_cover(boxes_a, size_a) if on_host else first_cover_chunked(boxes_a, size_a)
+    owner = (first_cover_chunked if boxes_a.is_cuda else first_cover)(boxes_a, size_a)
     match = owner.clamp(min=0)
     rows = torch.arange(size_a[0], device=owner.device)[:, None]
     columns = torch.arange(size_a[1], device=owner.device)[None]
@@ -121,22 +137,31 @@ def _covered(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     return (boxes + 0.5).floor().clamp(min=-1, max=max(size)).long()
 
 
-@register("RegionFlow", bottoms=5)
+definition = Definition(
+    "region_flow", NoParams, BOTTOMS, TOPS, infer=infer, meta=meta, expect=expect, forward=forward
+)
+
+
+def region_flow(
+    scores: Tensor, rois_a: Tensor, rois_b: Tensor, size_a: tuple[int, int], size_b: tuple[int, int]
+) -> Tensor:
+    """The flow ``[1, 2, H, W]`` that region matches make; see the module.
+
+    size_a and size_b: (height, width) of the images. Raises BlobError, and ValueError where a
+    score is NaN.
+    """
+    expect_numbers("region_flow", "height and width", INTEGERS, size_a=size_a, size_b=size_b)
+    images = (size_tensor([int(x) for x in size]) for size in (size_a, size_b))
+    flow: Tensor = definition(definition.params(), scores, rois_a, rois_b, *images)
+    return flow
+
+
+@register("RegionFlow")
 class RegionFlow(Layer):
     """Dense flow from region matches; see the module."""
 
-    bottom_names = ("scores", "rois_a", "rois_b", "image1", "image2")
-    tables = (1, 2)
+    definition = definition
     maps = False
-    infer = staticmethod(infer)
-
-    def forward(
-        self, scores: Tensor, rois_a: Tensor, rois_b: Tensor, image1: Tensor, image2: Tensor
-    ) -> Tensor:
-        tables, images = {"scores": scores, "rois_a": rois_a, "rois_b": rois_b}, (image1, image2)
-        infer(self.params, **shapes("region_flow", **tables, image1=image1, image2=image2))
-        size_a, size_b = ((x.shape[2], x.shape[3]) for x in images)
-        return region_flow(**tables, size_a=size_a, size_b=size_b)
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:

@@ -41,17 +41,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from ._runtime import autocast, cuda
-from ._runtime.cells import CellParams, Size, as_tensor, clear_others, counts, place
-from ._runtime.checks import Shape, expect_axes, expect_floating, shapes
+from ._runtime import cuda
+from ._runtime.cells import CellParams, Kept, as_tensor, clear_others, counts, place
+from ._runtime.checks import Shape, expect_axes, valueless
+from ._runtime.definition import Bottom, Definition, Role, Spec, Top
 from ._runtime.dispatch import use_cuda
 from ._runtime.layer import Layer
-from ._runtime.params import param, valid
+from ._runtime.operators import unbacked
+from ._runtime.params import param
 from ._runtime.registry import register
 from ._runtime.samples import Sample
-from ._runtime.sizes import expect_sizes, shape_of, size_of
+from ._runtime.sizes import Size, expect_sizes, size_of
+from ._runtime.wide import wide_dtype
 
 CPU = torch.device("cpu")
 SIGMA = 7 / 2 / 2.354  # half of the kernel is the width at half height
@@ -68,6 +70,14 @@ class Params(CellParams):
             raise ValueError(f"kernel_size must be odd, got {self.kernel_size}")
 
 
+BOTTOMS = (
+    Bottom("similarity", "[N, H, W, H', W']"),
+    Bottom("size_a", "[N, C, h, w]", Role.SIZE, shared=True),
+    Bottom("size_b", "[N, C, h, w]", Role.SIZE, shared=True),
+)
+TOPS = (Top("top"),)
+
+
 def infer(params: Params, similarity: Shape, size_a: Shape, size_b: Shape) -> tuple[Shape]:
     """The similarity's shape; raises BlobError for bottoms that do not fit."""
     expect_axes("N H W H' W'", similarity=similarity)
@@ -75,10 +85,25 @@ def infer(params: Params, similarity: Shape, size_a: Shape, size_b: Shape) -> tu
     return (similarity,)
 
 
+def meta(params: Params, similarity: Tensor, size_a: Tensor, size_b: Tensor) -> Sequence[Spec]:
+    """The top; the votes by displacement ``[N, DY, DX]``; M along y and along x; nothing, in the shape
+    of the cells that take part."""
+    n, *grid = similarity.shape
+    kept = grid if params.margin is None else [unbacked() for _ in grid]
+    down, across = unbacked(), unbacked()
+    return (
+        (similarity.shape, similarity.dtype),
+        ((n, down, across), wide_dtype(similarity.dtype)),
+        ((down, down), torch.float64),
+        ((across, across), torch.float64),
+        ((0, *kept), similarity.dtype),
+    )
+
+
 class Space(NamedTuple):
     """The matches that take part, and how sums by displacement become votes: M along y and along x."""
 
-    kept: tuple[slice, slice, slice, slice]
+    kept: Kept
     down: Tensor
     across: Tensor
 
@@ -91,7 +116,7 @@ class Space(NamedTuple):
         cls, params: Params, grid: Shape, size_a: Size, size_b: Size, device: torch.device = CPU
     ) -> Space:
         """For a grid [H, W, H', W'] over images of (height, width)."""
-        kept = (*params.grid(grid[:2], size_a), *params.grid(grid[2:], size_b))
+        kept = params.pair(grid, size_a, size_b)
         down, across = (
             as_tensor(_operator(params, bins), torch.float64, device)
             for bins, _ in offset_bins(params, kept, size_a, size_b)
@@ -131,7 +156,7 @@ def displacement_sums(columns: Iterable[Tensor], grid: Shape, like: Tensor) -> T
     (r, c) with (r', c') counts at (r' - r + H - 1, c' - c + W - 1).
     """
     n, height, width, down, across = grid
-    sheared = like.new_zeros(n, height, down, max(width + across - 1, 0), dtype=_wide(like))
+    sheared = like.new_zeros(n, height, down, max(width + across - 1, 0), dtype=wide_dtype(like.dtype))
     for c, column in enumerate(columns):
         sheared.narrow(3, width - 1 - c, across).add_(column)
     sums = sheared.new_zeros(n, max(height + down - 1, 0), sheared.shape[3], dtype=torch.float64)
@@ -151,21 +176,36 @@ def looked_up(votes: Tensor, grid: Shape) -> Iterator[Tensor]:
         yield sheared.narrow(3, width - 1 - c, across)
 
 
-def forward(similarity: Tensor, space: Space, over: bool = False) -> tuple[Tensor, Tensor]:
-    """The confidence, written over the similarity if so, and the votes by displacement
-    ``[N, DY, DX]``, float32 or wider."""
+def forward(
+    params: Params, similarity: Tensor, size_a: Size, size_b: Size, over: bool = False
+) -> tuple[Tensor, ...]:
+    """``over``: the top is written over the similarity."""
+    space = Space.of(params, similarity.shape[1:], size_a, size_b, similarity.device)
     part = similarity[:, *space.kept]
     columns = part.unbind(2)
-    votes = space.votes(displacement_sums(columns, part.shape, part)).to(_wide(similarity))
+    votes = space.votes(displacement_sums(columns, part.shape, part)).to(wide_dtype(similarity.dtype))
     top = clear_others(similarity if over else _empty_like(similarity), space.kept)
     into = top[:, *space.kept].unbind(2)
     for column, found, out in zip(columns, looked_up(votes, part.shape), into, strict=False):
         torch.mul(column, found, out=out)
-    return top, votes
+    return top, votes, *_saved(similarity, space)
 
 
-def backward(top_gradient: Tensor, similarity: Tensor, votes: Tensor, space: Space) -> Tensor:
-    """The similarity's gradient."""
+def _saved(similarity: Tensor, space: Space) -> tuple[Tensor, Tensor, Tensor]:
+    """A space for backward: no memory is needed to say how many cells take part."""
+    return space.down, space.across, similarity.new_empty(0, *counts(space.kept))
+
+
+def backward(
+    params: Params,
+    top_gradient: Tensor,
+    similarity: Tensor,
+    votes: Tensor,
+    down: Tensor,
+    across: Tensor,
+    extent: Tensor,
+) -> Tensor:
+    space = _space(params, similarity, down, across, extent)
     part, wide = similarity[:, *space.kept], votes.dtype
     columns, given = part.unbind(2), top_gradient[:, *space.kept].unbind(2)
     weights = (g.to(wide) * s for g, s in zip(given, columns, strict=True))
@@ -178,27 +218,37 @@ def backward(top_gradient: Tensor, similarity: Tensor, votes: Tensor, space: Spa
     return gradient
 
 
+def _space(params: Params, similarity: Tensor, down: Tensor, across: Tensor, extent: Tensor) -> Space:
+    return Space(params.pair_again(similarity.shape[1:], extent.shape[1:]), down, across)
+
+
 def _empty_like(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 kernels = cuda.Kernels(__file__)
 PIECES = 8  # of A's rows, at most, each with sums of its own
 
 
-def forward_cuda(similarity: Tensor, space: Space) -> tuple[Tensor, Tensor]:
+def forward_cuda(params: Params, similarity: Tensor, size_a: Size, size_b: Size) -> tuple[Tensor, ...]:
     similarity = similarity.contiguous()
-    votes = space.votes(_sums_cuda(similarity, None, space)).to(_wide(similarity))
+    space = Space.of(params, similarity.shape[1:], size_a, size_b, similarity.device)
+    votes = space.votes(_sums_cuda(similarity, None, space)).to(wide_dtype(similarity.dtype))
     top = torch.empty_like(similarity)
     _launch("regularized_hough_matching_forward", space, similarity=similarity, votes=votes, top=top)
-    return top, votes
+    return top, votes, *_saved(similarity, space)
 
 
-def backward_cuda(top_gradient: Tensor, similarity: Tensor, votes: Tensor, space: Space) -> Tensor:
+def backward_cuda(
+    params: Params,
+    top_gradient: Tensor,
+    similarity: Tensor,
+    votes: Tensor,
+    down: Tensor,
+    across: Tensor,
+    extent: Tensor,
+) -> Tensor:
+    space = _space(params, similarity, down, across, extent)
     top_gradient, similarity = top_gradient.contiguous(), similarity.contiguous()
     indirect = space.votes(_sums_cuda(top_gradient, similarity, space)).to(votes.dtype)
     gradient = torch.empty_like(similarity)
@@ -242,25 +292,19 @@ def _launch(kernel: str, space: Space, **tensors: Tensor) -> None:
     kernels.launch(kernel, **tensors, grid=cells, block=cuda.threads(256), **where)
 
 
-class Function(torch.autograd.Function):
-    @staticmethod
-    def forward(similarity: Tensor, space: Space) -> tuple[Tensor, Tensor]:
-        path = forward_cuda if use_cuda(similarity) else forward
-        return path(similarity, space)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Space], output: tuple[Tensor, Tensor]) -> None:
-        similarity, space = inputs
-        ctx.kept = space.kept
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(similarity, output[1], space.down, space.across)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, top_gradient: Tensor, _: Tensor) -> tuple[Tensor, None]:
-        similarity, votes, down, across = ctx.saved_tensors
-        path = backward_cuda if use_cuda(top_gradient) else backward
-        return path(top_gradient, similarity, votes, Space(ctx.kept, down, across)), None
+definition = Definition(
+    "regularized_hough_matching",
+    Params,
+    BOTTOMS,
+    TOPS,
+    kept=("votes", "down", "across", "extent"),
+    infer=infer,
+    meta=meta,
+    forward=forward,
+    backward=backward,
+    forward_cuda=forward_cuda,
+    backward_cuda=backward_cuda,
+)
 
 
 def regularized_hough_matching(
@@ -282,51 +326,31 @@ def regularized_hough_matching(
     are the module's. Raises ``BlobError`` for shapes that do not fit, ``TypeError`` for a dtype,
     ``ValueError`` for a parameter out of range and sizes below a pixel. Source: Hyperpixel Flow, Eq. 3.
     """
-    params = valid(Params(jump, receptive_field, margin, cells, sigma, kernel_size))
-    return _match(params, similarity, size_a, size_b)
+    params = definition.params(jump, receptive_field, margin, cells, sigma, kernel_size)
+    confidence: Tensor = definition(params, similarity, size_a, size_b)
+    return confidence
 
 
-def _match(
-    params: Params,
-    similarity: Tensor,
-    size_a: Sequence[float] | Tensor,
-    size_b: Sequence[float] | Tensor,
-    over: bool = False,
-) -> Tensor:
-    form = "regularized_hough_matching"
-    sizes = {"size_a": size_a, "size_b": size_b}
-    grid = shapes(form, similarity=similarity)["similarity"]
-    infer(params, grid, **{name: shape_of(form, name, size) for name, size in sizes.items()})
-    expect_floating(similarity=similarity)
-    length_a, length_b = (size_of(name, size) for name, size in sizes.items())
-    space = Space.of(params, grid[1:], length_a, length_b, similarity.device)
-    if over and similarity.dtype == _wide(similarity) and not use_cuda(similarity):  # not autocast's
-        return forward(similarity, space, over)[0]
-    top: Tensor = autocast.apply(Function, similarity, space)[0]
-    return top
-
-
-@register("RegularizedHoughMatching", bottoms=3, tops=1)
+@register("RegularizedHoughMatching")
 class RegularizedHoughMatching(Layer):
     """The confidence of matches of cells; see the module.
 
     ``forward_over`` writes it over a similarity in float32 or float64 on the CPU.
     """
 
-    Params = Params
-    bottom_names = ("similarity", "size_a", "size_b")
-    tables = (1, 2)
-    shared = (1, 2)
+    definition = definition
     maps = False
-    infer = staticmethod(infer)
-
-    def forward(self, similarity: Tensor, size_a: Tensor, size_b: Tensor) -> Tensor:
-        return _match(self.params, similarity, size_a, size_b)
 
     @torch.no_grad()
     def forward_over(self, *bottoms: Tensor) -> Tensor:
         similarity, size_a, size_b = bottoms
-        return _match(self.params, similarity, size_a, size_b, over=True)
+        definition.check(self.params, bottoms)
+        elsewhere = torch.compiler.is_compiling() or valueless(similarity) or use_cuda(similarity)
+        if elsewhere or similarity.dtype != wide_dtype(similarity.dtype):  # which autocast would widen
+            confidence: Tensor = self(*bottoms)
+            return confidence
+        sizes = size_of("size_a", size_a), size_of("size_b", size_b)
+        return forward(self.params, similarity, *sizes, over=True)[0]
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:

@@ -29,32 +29,22 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from ._runtime import autocast, boxes, cuda, tiles
-from ._runtime.checks import (
-    BlobError,
-    Shape,
-    deferred,
-    expect_axes,
-    expect_floating,
-    expect_same_device,
-    raise_if,
-    shapes,
-    value_flag,
-    valueless,
-)
-from ._runtime.dispatch import use_cuda
+from ._runtime import boxes, cuda, tiles
+from ._runtime.checks import BlobError, Shape, deferred, expect_axes, raise_if, value_flag
+from ._runtime.definition import Bottom, Definition, Role, Spec, Top
 from ._runtime.layer import Layer
-from ._runtime.params import choice, param, valid
+from ._runtime.params import param
 from ._runtime.registry import register
 from ._runtime.samples import Sample, distinct
+from ._runtime.wide import wide_dtype
 
 FARTHEST = 2**30  # cells; keeps every product below in 64 bits
 TABLE = 1 << 25  # elements of the tables of maxima at a time
@@ -76,6 +66,13 @@ class Params:
     edges: Edges = param(Edges.exact, doc="how the bins' edges are computed")
 
 
+BOTTOMS = (
+    Bottom("data", "[N, C, H, W]", shared=True),
+    Bottom("rois", "[R, 5]", Role.TABLE),
+)
+TOPS = (Top("top"),)
+
+
 def infer(params: Params, data: Shape, rois: Shape) -> tuple[Shape]:
     """``[R, C, pooled_h, pooled_w]``; raises :class:`BlobError`."""
     expect_axes("N C H W", data=data)
@@ -84,6 +81,24 @@ def infer(params: Params, data: Shape, rois: Shape) -> tuple[Shape]:
     if rois[0] and not data[0]:
         raise BlobError("no image in {data} for {rois}", data=data, rois=rois)
     return ((rois[0], data[1], params.pooled_h, params.pooled_w),)
+
+
+def meta(params: Params, data: Tensor, rois: Tensor) -> Sequence[Spec]:
+    """The top; the index ``h W + w`` of each maximum's cell."""
+    shape = rois.shape[0], data.shape[1], params.pooled_h, params.pooled_w
+    return (shape, data.dtype), (shape, torch.int32)
+
+
+def expect(params: Params, data: Tensor, rois: Tensor) -> None:
+    """Finite rois, each of an image of the map."""
+    boxes.expect_finite(rois=rois)
+    image, number = rois[:, 0], data.shape[0]
+    wrong = (image < 0) | (image >= number) | (image != image.floor())
+    if deferred(rois):
+        raise_if(wrong.any().reshape(1), f"rois: a batch index that is not in 0..{number - 1}")
+    elif bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        boxes.raise_at(row, f"has a batch index that is not in 0..{number - 1}", rois=rois)
 
 
 class Bins(NamedTuple):
@@ -99,13 +114,16 @@ class Bins(NamedTuple):
 def bins(rois: Tensor, data: Shape, params: Params) -> Bins:
     """All int64, within the map whatever the rois hold."""
     number, _, height, width = data
-    image = rois[:, 0].nan_to_num().clamp(0, max(number - 1, 0)).long()
     dtype = torch.float64 if params.edges is Edges.exact else torch.float32
     cells = _round((rois[:, 1:].to(dtype) * params.spatial_scale).nan_to_num())
     cells = cells.clamp_(-FARTHEST, FARTHEST).long()
     rows = _intervals(cells[:, 1], cells[:, 3], params.pooled_h, height, params.edges)
     columns = _intervals(cells[:, 0], cells[:, 2], params.pooled_w, width, params.edges)
-    return Bins(image, *rows, *columns)
+    return Bins(_images(rois, number), *rows, *columns)
+
+
+def _images(rois: Tensor, number: int) -> Tensor:
+    return rois[:, 0].nan_to_num().clamp(0, max(number - 1, 0)).long()
 
 
 def _round(x: Tensor) -> Tensor:
@@ -128,8 +146,9 @@ def _intervals(
     return lower, upper
 
 
-def forward(data: Tensor, rois: Tensor, params: Params, keep: bool) -> tuple[Tensor, Tensor | None]:
-    """The top; and, to ``keep`` for backward, the index ``h W + w`` of each maximum's cell."""
+def forward(
+    params: Params, data: Tensor, rois: Tensor, keep: bool = True
+) -> tuple[Tensor, Tensor | None]:
     at = bins(rois, data.shape, params)
     shape = (len(rois), data.shape[1], params.pooled_h, params.pooled_w)
     covers, levels = _covers(at, data.shape)
@@ -165,7 +184,7 @@ def _covers(at: Bins, data: Shape) -> tuple[Tensor, tuple[int, int]]:
     tall, high = _powers(at.bottom - at.top)
     wide, broad = _powers(at.right - at.left)
     levels = (1, 1)
-    if tall.numel() and not valueless(tall):
+    if tall.numel():
         levels = (int(tall.max()) + 1, int(wide.max()) + 1)
     level = tall[:, :, None] * levels[1] + wide[:, None, :]
     place = (level * number + at.image[:, None, None]) * (height * width)
@@ -226,22 +245,23 @@ def _doubled(x: Tensor, axis: int, step: int) -> Tensor:
     return larger
 
 
-def _planes(image: Tensor, data: Shape) -> Tensor:
+def _planes(image: Tensor, data: Sequence[int]) -> Tensor:
     """Where the planes of the rois' images begin in the map: ``[R, C, 1, 1]``."""
     channel = torch.arange(data[1], device=image.device)
     return ((image[:, None] * data[1] + channel) * (data[2] * data[3]))[:, :, None, None]
 
 
-def backward(top_gradient: Tensor, argmax: Tensor, image: Tensor, data: Shape) -> Tensor:
-    """The map's gradient ``[N, C, H, W]``; ``image`` ``[R]`` is each roi's."""
-    wide = torch.float64 if top_gradient.dtype == torch.float64 else torch.float32
-    gradient = top_gradient.new_zeros(data, dtype=wide)
+def backward(
+    params: Params, top_gradient: Tensor, rois: Tensor, argmax: Tensor, data_shape: Sequence[int]
+) -> Tensor:
+    image, wide = _images(rois, data_shape[0]), wide_dtype(top_gradient.dtype)
+    gradient = top_gradient.new_zeros(data_shape, dtype=wide)
     step = max(1, CHUNK // max(argmax[:1].numel(), 1))
     for row in range(0, len(argmax), step):
-        rows = slice(row, row + step)
-        cell = argmax[rows]
-        index = (_planes(image[rows], data) + cell.clamp(min=0)).flatten()
-        values = top_gradient[rows].to(wide).where(cell >= 0, 0).flatten()
+        some = slice(row, row + step)
+        cell = argmax[some]
+        index = (_planes(image[some], data_shape) + cell.clamp(min=0)).flatten()
+        values = top_gradient[some].to(wide).where(cell >= 0, 0).flatten()
         if gradient.is_cuda:  # scatter_add_ has no fixed order there; index_put_ sorts
             gradient.view(-1).index_put_((index,), values, accumulate=True)
         elif gradient.numel():
@@ -254,7 +274,7 @@ SUMS = 40 * 1024  # bytes of a block's sums in shared memory
 
 
 def forward_cuda(
-    data: Tensor, rois: Tensor, params: Params, keep: bool
+    params: Params, data: Tensor, rois: Tensor, keep: bool = True
 ) -> tuple[Tensor, Tensor | None]:
     number, channels, height, width = data.shape
     bins, exact = params.pooled_h * params.pooled_w, params.edges is Edges.exact
@@ -283,9 +303,11 @@ def forward_cuda(
     return top, argmax
 
 
-def backward_cuda(top_gradient: Tensor, argmax: Tensor, image: Tensor, data: Shape) -> Tensor:
-    number, channels, height, width = data
-    gradient = top_gradient.new_empty(data)
+def backward_cuda(
+    params: Params, top_gradient: Tensor, rois: Tensor, argmax: Tensor, data_shape: Sequence[int]
+) -> Tensor:
+    number, channels, height, width = data_shape
+    gradient, image = top_gradient.new_empty(data_shape), _images(rois, number)
     size = cuda.accumulator_dtype(top_gradient.dtype).itemsize
     bands = -(-height * width * size // SUMS)
     band = -(-height * width // max(bands, 1))
@@ -309,26 +331,20 @@ def backward_cuda(top_gradient: Tensor, argmax: Tensor, image: Tensor, data: Sha
     return gradient
 
 
-class Function(torch.autograd.Function):
-    @staticmethod
-    def forward(data: Tensor, rois: Tensor, params: Params, keep: bool) -> tuple[Tensor, Tensor | None]:
-        return (forward_cuda if use_cuda(data, rois) else forward)(data, rois, params, keep)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None]) -> None:
-        data, rois, ctx.params, keep = inputs
-        ctx.shape = tuple(data.shape)
-        if keep:
-            ctx.mark_non_differentiable(output[1])
-            ctx.save_for_backward(rois, output[1])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, top_gradient: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        rois, argmax = ctx.saved_tensors
-        image = rois[:, 0].nan_to_num().clamp(0, max(ctx.shape[0] - 1, 0)).long()
-        path = backward_cuda if use_cuda(top_gradient, argmax) else backward
-        return path(top_gradient, argmax, image, ctx.shape), None, None, None
+definition = Definition(
+    "roi_pooling",
+    Params,
+    BOTTOMS,
+    TOPS,
+    kept=("argmax",),
+    infer=infer,
+    meta=meta,
+    expect=expect,
+    forward=forward,
+    backward=backward,
+    forward_cuda=forward_cuda,
+    backward_cuda=backward_cuda,
+)
 
 
 def roi_pooling(
@@ -347,44 +363,15 @@ def roi_pooling(
     is not there (on CUDA ``ValueError``, later); ``TypeError`` unless ``data`` is floating point on
     the device of ``rois``. Source: Fast R-CNN, Section 2.1.
     """
-    params = valid(Params(pooled_h, pooled_w, spatial_scale, choice(Edges, edges, "edges")))
-    return _pool(params, data, rois)
-
-
-def _pool(params: Params, data: Tensor, rois: Tensor) -> Tensor:
-    infer(params, **shapes("roi_pooling", data=data, rois=rois))
-    expect_floating(data=data)
-    expect_same_device(data=data, rois=rois)
-    rois = rois.detach()
-    if not (deferred(rois) and use_cuda(data, rois)):  # the kernel looks at what it reads
-        boxes.expect_finite(rois=rois)
-        _expect_images(rois, data.shape[0])
-    keep = torch.is_grad_enabled() and data.requires_grad
-    top: Tensor = autocast.apply(Function, data, rois, params, keep)[0]
+    params = definition.params(pooled_h, pooled_w, spatial_scale, edges)
+    top: Tensor = definition(params, data, rois)
     return top
 
 
-def _expect_images(rois: Tensor, number: int) -> None:
-    image = rois[:, 0]
-    wrong = (image < 0) | (image >= number) | (image != image.floor())
-    if deferred(rois):
-        raise_if(wrong.any().reshape(1), f"rois: a batch index that is not in 0..{number - 1}")
-    elif bool(wrong.any()):
-        row = int(wrong.nonzero()[0])
-        boxes.raise_at(row, f"has a batch index that is not in 0..{number - 1}", rois=rois)
-
-
-@register("ROIPooling", bottoms=2, tops=1)
+@register("ROIPooling")
 class ROIPooling(Layer):
-    Params = Params
-    bottom_names = ("data", "rois")
-    tables = (1,)
-    shared = (0,)
+    definition = definition
     maps = False
-    infer = staticmethod(infer)
-
-    def forward(self, data: Tensor, rois: Tensor) -> Tensor:
-        return _pool(self.params, data, rois)
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:

@@ -69,7 +69,7 @@ class CompiledSuite:
     def detached(self, sample: Sample) -> list[Tensor]:
         return [x.detach() for x in self.leaves(sample)]
 
-    def results(self, run: Run, sample: Sample, bottoms: Sequence[Tensor]) -> list[Tensor]:
+    def outcome(self, run: Run, sample: Sample, bottoms: Sequence[Tensor]) -> list[Tensor]:
         """Tops, and gradients where there are any, for fixed top gradients."""
         tops = several(run(*bottoms))
         found = [top.detach() for top in tops]
@@ -108,18 +108,17 @@ class CompiledSuite:
     @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
     def test_compiled(self, dynamic: bool) -> None:
         for sample in self.chosen():
-            layer = self.layer_of(sample)
-            wanted = self.results(layer, sample, self.leaves(sample))
-            found = self.results(self.compiled(layer, dynamic), sample, self.leaves(sample))
-            same(found, wanted, sample.name)
+            wanted = self.outcome(self.layer_of(sample), sample, self.leaves(sample))
+            run = self.compiled(self.layer_of(sample), dynamic)  # another, for one that has a state
+            same(self.outcome(run, sample, self.leaves(sample)), wanted, sample.name)
 
     def test_one_compilation_for_other_sizes(self) -> None:
         for sample in self.chosen()[:1]:
             layer = self.layer_of(sample)
             run = self.compiled(layer, dynamic=True)
             for bottoms in (self.leaves(sample), self.longer(sample)):
-                wanted = self.results(layer, sample, bottoms)
-                same(self.results(run, sample, bottoms), wanted, sample.name)
+                wanted = self.outcome(layer, sample, bottoms)
+                same(self.outcome(run, sample, bottoms), wanted, sample.name)
 
     def longer(self, sample: Sample) -> list[Tensor]:
         """The sample's bottoms with every item of the batch twice."""
@@ -140,13 +139,13 @@ class CompiledSuite:
         """The arguments of the backward operator that a backward pass of the operator calls."""
         recorder = Recorder(self.definition.backward_operator)
         with recorder:
-            self.results(self.operator(sample), sample, self.leaves(sample))
+            self.outcome(self.operator(sample), sample, self.leaves(sample))
         return recorder.calls
 
     def test_operator_gives_the_bits_of_the_function(self) -> None:
         for sample in self.samples():
-            wanted = self.results(self.layer_of(sample), sample, self.leaves(sample))
-            found = self.results(self.operator(sample), sample, self.leaves(sample))
+            wanted = self.outcome(self.layer_of(sample), sample, self.leaves(sample))
+            found = self.outcome(self.operator(sample), sample, self.leaves(sample))
             same(found, wanted, sample.name)
 
     def test_function_bears_the_name_of_its_layer(self) -> None:
@@ -187,22 +186,20 @@ class CompiledSuite:
         for sample in self.chosen()[:1]:
             layer = self.layer_of(sample)
             run = self.compiled(lambda *x, layer=layer: checkpoint(layer, *x, use_reentrant=False))
-            wanted = self.results(layer, sample, self.leaves(sample))
-            same(self.results(run, sample, self.leaves(sample)), wanted, sample.name)
+            wanted = self.outcome(layer, sample, self.leaves(sample))
+            same(self.outcome(run, sample, self.leaves(sample)), wanted, sample.name)
 
     def test_copies_and_calls_of_other_kinds(self) -> None:
         for sample in self.samples():
-            layer = self.layer_of(sample)
-            wanted = self.results(layer, sample, self.leaves(sample))
-            parts = dict(layer.named_parameters())
+            wanted = self.outcome(self.layer_of(sample), sample, self.leaves(sample))
             for run in (
-                copy.deepcopy(layer),
-                pickle.loads(pickle.dumps(layer)),
-                lambda *x, layer=layer, parts=parts: torch.func.functional_call(layer, parts, x),
+                copy.deepcopy(self.layer_of(sample)),
+                pickle.loads(pickle.dumps(self.layer_of(sample))),
+                functional(self.layer_of(sample)),
             ):
-                same(self.results(run, sample, self.leaves(sample)), wanted, sample.name)
+                same(self.outcome(run, sample, self.leaves(sample)), wanted, sample.name)
             with torch.inference_mode():
-                tops = several(layer(*self.leaves(sample)))
+                tops = several(self.layer_of(sample)(*self.leaves(sample)))
             same(tops, wanted[: len(tops)], sample.name)
 
     def test_tensors_without_values(self) -> None:
@@ -221,7 +218,7 @@ class CompiledSuite:
             assert [described(x) for x in tops] == wanted
             assert {x.device.type for x in tops} == {"meta"}
 
-    # ---------------------------------------------------------------- what is refused, in the same words
+    # ------------------------------------------------------------ what is refused, in the same words
 
     def learning(self) -> list[Sample]:
         return [sample for sample in self.chosen() if sample.differentiable][:1]
@@ -256,7 +253,7 @@ class CompiledSuite:
     def _twice(self, run: Run, sample: Sample, words: str) -> None:
         def second() -> None:
             learnt = [bottoms[i] for i in sample.differentiable]
-            first = torch.autograd.grad(top.sum(), learnt, create_graph=True)
+            first = torch.autograd.grad(top.square().sum(), learnt, create_graph=True)
             torch.autograd.grad(sum(x.sum() for x in first), learnt)  # type: ignore[arg-type]
 
         bottoms = self.leaves(sample)
@@ -328,6 +325,12 @@ class Recorder(TorchDispatchMode):
         if func is self.operator:
             self.calls.append(torch.utils._pytree.tree_map(detached, args))
         return func(*args, **(kwargs or {}))
+
+
+def functional(layer: Layer) -> Run:
+    """The layer called with its parameters as arguments."""
+    parameters = dict(layer.named_parameters())
+    return lambda *bottoms: torch.func.functional_call(layer, parameters, bottoms)
 
 
 def dual(run: Run) -> Run:

@@ -64,12 +64,23 @@ def aside(tmp_path, monkeypatch):
     """A folder of its own, whose modules are forgotten afterwards, and with them the name caffe."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "104")
-    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:
-        if name.split(".")[0] in ("caffe", "doubling"):
+        if name.split(".")[0] in ("caffe", "doubling", "shrink"):
             del sys.modules[name]
+
+
+def run_tests(file):
+    """Run a page's tests in a process of their own; print what fails."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), "."])
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, file]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        print(done.stdout, done.stderr)
 
 
 def run_command(arguments):
@@ -84,13 +95,15 @@ def run_command(arguments):
 
 @pytest.mark.parametrize("path", sorted(DOCS.glob("*.rst")), ids=lambda path: path.stem)
 @pytest.mark.usefixtures("aside")
+# Dynamo makes an instance of a Function, for its context
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_examples(path):
     """A page's captioned blocks are files; its ``>>>`` and ``$ cortado`` lines run beside them."""
     text = path.read_text("utf-8")
     for found in FILE.finditer(text):
         Path(found["name"]).write_text(textwrap.dedent(found["text"]).lstrip("\n"), "utf-8")
     source = COMMAND.sub(lambda m: f"{m[1]}>>> run_command({m[2]!r})", text)
-    names = {"run_command": run_command}
+    names = {"run_command": run_command, "run_tests": run_tests}
     test = doctest.DocTestParser().get_doctest(source, names, path.name, str(path), 0)
     shown = io.StringIO()
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)

@@ -18,8 +18,10 @@ from torch import Tensor
 
 from .checks import Shape
 from .params import param
+from .sizes import Size
 
-Size = tuple[float, float]
+Kept = tuple[slice, slice, slice, slice]
+"""The rows and columns that take part of a grid [H, W, H', W']."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,29 @@ class CellParams:
         """Which of ``count`` cells along an axis of so many pixels take part."""
         if self.margin is None:
             return slice(0, count)
-        first = max(math.ceil((self.half - self.margin) / self.jump), 0)
+        first = self.first(count)
         end = min(math.ceil((length + self.margin - self.half) / self.jump), count)
-        return slice(min(first, count), max(end, min(first, count)))
+        return slice(first, max(end, first))
+
+    def first(self, count: int) -> int:
+        """The first of them, which is the same over every image."""
+        if self.margin is None:
+            return 0
+        return min(max(math.ceil((self.half - self.margin) / self.jump), 0), count)
 
     def grid(self, counts: Shape, size: Size) -> tuple[slice, slice]:
         """The rows and columns that take part of a grid over an image of (height, width)."""
         return self.kept(counts[0], size[0]), self.kept(counts[1], size[1])
+
+    def pair(self, grid: Shape, size_a: Size, size_b: Size) -> Kept:
+        """Of a grid [H, W, H', W'] over two images."""
+        return *self.grid(grid[:2], size_a), *self.grid(grid[2:], size_b)
+
+    def pair_again(self, grid: Shape, counts: Shape) -> Kept:
+        """The same, from how many cells take part along each axis."""
+        starts = map(self.first, grid)
+        a, b, c, d = (slice(x, x + count) for x, count in zip(starts, counts, strict=True))
+        return a, b, c, d
 
 
 def counts(kept: Sequence[slice]) -> list[int]:

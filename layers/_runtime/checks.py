@@ -97,6 +97,13 @@ def expect_floating(**tensors: torch.Tensor) -> None:
             raise TypeError(f"expected one dtype and one device, got {found}")
 
 
+def expect_integer(**tensors: torch.Tensor) -> None:
+    """Each tensor is of an integer type."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point():
+            raise TypeError(f"expected {name} to be of integers, got {tensor.dtype}")
+
+
 def canonical_axis(axis: int, **blob: Sequence[int]) -> int:
     """The index of an axis of the one blob given; a negative one counts from the last."""
     ((name, shape),) = blob.items()

@@ -26,9 +26,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 from . import function, operators
-from .checks import Shape, deferred, expect_floating, expect_same_device, shapes, valueless
+from .checks import (
+    Shape,
+    deferred,
+    expect_floating,
+    expect_integer,
+    expect_same_device,
+    shapes,
+    valueless,
+)
 from .dispatch import forced, kernels_for, runs_kernels, use_cuda
 from .parallel import balanced, place
 from .schema import Schema
@@ -74,6 +83,8 @@ class Bottom:
     """Any number of tensors, given as a list."""
     why_no_gradient: str = ""
     """Why a map gets none; what is no map gets none anyway."""
+    numbers: str = ""
+    """"floating", "integer" or "any" where it is not what the role says."""
 
     @property
     def differentiable(self) -> bool:
@@ -94,6 +105,7 @@ Spec = tuple[Sequence[int], torch.dtype]
 """Shape and dtype of a tensor that a function will give."""
 Outputs = tuple[Any, ...]
 """Tops and kept tensors, of these some None."""
+EXPECTED = {"floating": expect_floating, "integer": expect_integer}
 SIMPLE = {int, float, bool, str, type(None)}
 
 
@@ -124,8 +136,8 @@ class Definition:
     the first top itself ``meta`` and ``forward`` give None, and backward gets the top.
 
     ``forward_cuda`` and ``backward_cuda`` have the same signatures. ``expect(params, *bottoms)`` looks
-    at values, unless kernels do it. ``traced``: compilers may look into ``forward`` and ``backward``; else
-    the operator stands for them. ``result`` makes a named tuple of the tops. Of bottoms that are
+    at values, unless kernels do it. ``traced``: compilers may look into ``forward`` and ``backward``;
+    else the operator stands for them. ``result`` makes a named tuple of the tops. Of bottoms that are
     ``many``, only the first can be, and then it alone has a gradient.
     """
 
@@ -145,7 +157,7 @@ class Definition:
         kept: Sequence[str] = (),
         expect: Callable[..., None] | None = None,
         traced: bool = False,
-        result: Callable[..., Any] | None = None,
+        result: type[Any] | None = None,
     ) -> None:
         self.name, self.Params, self.schema = name, Params, Schema(Params)
         self.bottoms, self.tops, self.kept = tuple(bottoms), tuple(tops), tuple(kept)
@@ -154,7 +166,8 @@ class Definition:
         self.traced, self.result = traced, result
         self.keeps = "keep" in inspect.signature(forward).parameters
         self.many = self.bottoms[0].many
-        self.maps = self._of(Role.MAP)
+        self.maps = [i for i in self._of(Role.MAP) if not self.bottoms[i].numbers]
+        self.particular = [i for i, x in enumerate(self.bottoms) if x.numbers in EXPECTED]
         self.placed = self._of(Role.MAP, Role.BLOB, Role.TABLE, Role.LABEL)
         self.sizes = self._of(Role.SIZE)
         self.learning = [i for i, x in enumerate(self.bottoms) if backward and x.differentiable]
@@ -167,6 +180,9 @@ class Definition:
         self.function = function.of_layer(name)
         self.operator, self.backward_operator = operators.register(self)
         self._known: dict[Any, Any] = {}
+        if result:  # so that an exported program can be saved
+            serialized = f"{result.__module__}.{result.__qualname__}"
+            _pytree._register_namedtuple(result, serialized_type_name=serialized)
 
     def _of(self, *roles: Role) -> list[int]:
         return [i for i, bottom in enumerate(self.bottoms) if bottom.role in roles]
@@ -240,7 +256,7 @@ class Definition:
 
     def _eager(self, params: Any, bottoms: Sequence[Any], first: Tensor) -> Outputs:
         device = first.device.type
-        if torch.is_autocast_enabled(device):
+        if self.learning and torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
                 return self._eager(params, self._full(bottoms), first)
         kernels = self.forwards[1] is not None and use_cuda(*self.deciding(bottoms))
@@ -258,14 +274,27 @@ class Definition:
         if not self.traced or kernels or function.refused_transform():
             return self._operated(params, bottoms)
         if torch.compiler.is_dynamo_compiling():
-            # The operator looks at the shapes: of an exception in what it traces, Dynamo loses the text.
-            # Nobody reads what it gives, so that nothing of it is left.
-            self._operated(params, [_without_values(x) for x in bottoms])
+            self._say_what_does_not_fit(params, bottoms)
         device, keep = first.device.type, self._learns(bottoms)
-        if not torch.is_autocast_enabled(device):
-            return self.function.apply(self, False, keep, params, *self.flat(bottoms))
-        with torch.autocast(device, enabled=False):
-            return self.function.apply(self, False, keep, params, *self.flat(self._full(bottoms)))
+        if self.learning and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return self._traced(keep, params, self._full(bottoms))
+        return self._traced(keep, params, bottoms)
+
+    def _traced(self, keep: bool, params: Any, bottoms: Sequence[Any]) -> Outputs:
+        if not keep:
+            return self.compute(False, keep, params, bottoms)
+        found: Outputs = self.function.apply(self, False, keep, params, *self.flat(bottoms))
+        return found
+
+    def _say_what_does_not_fit(self, params: Any, bottoms: Sequence[Any]) -> None:
+        """By the operator: of an exception in what it traces, Dynamo loses the text. Nobody reads what
+        it gives, so that nothing of it is left; not even the memory where a compiler keeps it."""
+        kinds = {(x.dtype, x.device) for x in self._maps(bottoms)}
+        devices = {x.device for x in self.deciding(bottoms)}
+        if len(kinds) == len(devices) == 1:
+            bottoms = [_without_values(x) for x in bottoms]
+        self._operated(params, bottoms)
 
     def _operated(self, params: Any, bottoms: Sequence[Any]) -> Outputs:
         given = list(bottoms)
@@ -285,7 +314,10 @@ class Definition:
 
     def _full(self, bottoms: Sequence[Any]) -> Sequence[Any]:
         """Where autocast is on, half inputs are read as float32, as by torch's own norms and losses."""
-        return self.nested([_full(x) for x in self.flat(bottoms)])
+        every = [x if i in self.sizes else _full(x) for i, x in enumerate(bottoms)]
+        if self.many:
+            every[0] = [_full(x) for x in bottoms[0]]
+        return every
 
     def _balanced(self, outputs: Outputs) -> Outputs:
         counts = dict(zip(self.outputs, outputs, strict=True))
@@ -298,23 +330,28 @@ class Definition:
 
     def check(self, params: Any, bottoms: Sequence[Any]) -> None:
         """Raise for shapes, dtypes and devices that do not fit."""
-        try:
-            found = [x.shape for x in self.flat(bottoms)]
-        except AttributeError:  # a size in numbers, an optional bottom that is not given, or no tensor
-            found = self._shapes(bottoms)
-        self.infer(params, *found)
-        maps = bottoms[0] if self.many else [bottoms[i] for i in self.maps if i < len(bottoms)]
-        first = next(iter(maps), bottoms[0])
+        flat = self.flat(bottoms)
+        if all(isinstance(x, Tensor) for x in flat):
+            self.infer(params, *[x.shape for x in flat])
+        else:  # a size in numbers, an optional bottom that is not given, or no tensor
+            self.infer(params, *self._shapes(bottoms))
+        maps = self._maps(bottoms)
+        first = maps[0] if maps else bottoms[0]
         dtype, device = first.dtype, first.device
         for x in maps:
-            if x is not None and not (
-                x.is_floating_point() and x.dtype == dtype and x.device == device
-            ):
+            if not (x.is_floating_point() and x.dtype == dtype and x.device == device):
                 expect_floating(**self._by_name(bottoms, self.maps))
+        for i in self.particular:
+            EXPECTED[self.bottoms[i].numbers](**self._by_name(bottoms, [i]))
         beside = [i for i in self.placed if i < len(bottoms) and not self.bottoms[i].many]
         if any(bottoms[i] is not None and bottoms[i].device != device for i in beside):
             chosen = [i for i in self.placed if i not in self.maps[1:]]
             expect_same_device(**self._by_name(bottoms, chosen))
+
+    def _maps(self, bottoms: Sequence[Any]) -> Sequence[Tensor]:
+        if self.many:
+            return bottoms[0]
+        return [bottoms[i] for i in self.maps if i < len(bottoms) and bottoms[i] is not None]
 
     def _shapes(self, bottoms: Sequence[Any]) -> list[Shape | None]:
         found: list[Shape | None] = []

@@ -81,6 +81,8 @@ class Layer(nn.Module):
             "partly_read": lambda x: x.partly,
         }
         for flag, test in chosen.items():
+            if flag in vars(cls):
+                continue
             setattr(cls, flag, tuple(i for i, bottom in enumerate(bottoms) if test(bottom)))
 
     def __init__(

@@ -10,7 +10,8 @@ where the device says it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,12 +27,26 @@ NAMESPACE = "cortado"
 _libraries: dict[str, torch.library.Library] = {}
 
 
+_counts = True
+
+
 def unbacked(least: int = 0) -> Any:
     """A size that only values can tell, at least ``least``: for ``meta``."""
     try:
-        return torch.library.get_ctx().new_dynamic_size(min=least)
+        return torch.library.get_ctx().new_dynamic_size(min=least) if _counts else least
     except (RuntimeError, NotImplementedError, AttributeError):
-        return least
+        return least  # outside of a compiler nobody asks
+
+
+@contextmanager
+def _without_unbacked(yes: bool) -> Iterator[None]:
+    """A size that no output has is none that a compiler may hear of."""
+    global _counts
+    before, _counts = _counts, not yes
+    try:
+        yield
+    finally:
+        _counts = before
 
 
 def register(d: Definition) -> tuple[Any, Any]:
@@ -80,9 +95,9 @@ class _Forward(_Operator):
         last = [*(["bool keep=True"] if d.keeps else []), 'str path=""']
         gives = f"({', '.join(['Tensor'] * len(d.outputs))})"
         super().__init__(d, library, d.name, [*bottoms, *d.schema.arguments, *last], gives)
-        for device in ("cpu", "cuda"):
-            torch.library.register_autocast(self.qualified, device, torch.float32, lib=library)
         if d.backwards[0]:
+            for device in ("cpu", "cuda"):
+                torch.library.register_autocast(self.qualified, device, torch.float32, lib=library)
             options: Any = {"setup_context": self.setup_context, "lib": library}
             torch.library.register_autograd(self.qualified, self.gradients, **options)
 
@@ -101,13 +116,14 @@ class _Forward(_Operator):
         self.d.check(params, bottoms)
         kernels = self.d.runs_kernels(path, self.d.deciding(bottoms))
         found = self.d.compute(kernels, keep, params, bottoms)
-        return _one([found[0].new_empty(0) if x is None else x.contiguous() for x in found])
+        return _one(_apart([found[0].new_empty(0) if x is None else x for x in found]))
 
     def fake(self, *arguments: Any) -> Any:
         bottoms, params, keep, _ = self.read(arguments)
         self.d.check(params, bottoms)
         like, tops = self.d.flat(bottoms)[0], len(self.d.tops)
-        specs = self.d.meta(params, *bottoms)
+        with _without_unbacked(not keep):
+            specs = self.d.meta(params, *bottoms)
         first = specs[0]
         assert first is not None
         nothing = (0,), first[1]
@@ -198,7 +214,7 @@ class _Backward(_Operator):
         named, _, wanted, params, path = self.read(arguments)
         kernels = self.d.runs_kernels(path, self.tops(named))
         found = self.d.differentiate(kernels, params, named)
-        return [x.contiguous() for x, want in zip(found, wanted, strict=True) if want and x is not None]
+        return _apart([x for x, want in zip(found, wanted, strict=True) if want and x is not None])
 
     def fake(self, *arguments: Any) -> list[Tensor]:
         named, described, wanted, _, _ = self.read(arguments)
@@ -212,6 +228,17 @@ class _Backward(_Operator):
 
 def _tensor(bottom: Bottom) -> str:
     return "Tensor[]" if bottom.many else "Tensor?" if bottom.optional else "Tensor"
+
+
+def _apart(found: list[Tensor]) -> list[Tensor]:
+    """Contiguous tensors, none in the memory of another: what an operator may give."""
+    taken: set[int] = set()
+    for i, x in enumerate(found):
+        memory = x.untyped_storage().data_ptr()
+        found[i] = x.clone(memory_format=torch.contiguous_format) if memory in taken else x.contiguous()
+        if x.numel():
+            taken.add(memory)
+    return found
 
 
 def _one(found: list[Tensor]) -> Any:

@@ -7,7 +7,6 @@ The spec's ``<type>_param`` block binds to the layer's ``Params`` by these decla
 from __future__ import annotations
 
 import dataclasses
-import math
 import operator
 from collections.abc import Callable
 from enum import Enum
@@ -65,7 +64,7 @@ def valid(params: P) -> P:
         values = value if isinstance(value, tuple) else (value,)
         for x in values:
             if isinstance(x, float) and not (
-                math.isfinite(x) or (x == x and field.metadata.get("infinite"))
+                x - x == 0 or (x == x and field.metadata.get("infinite"))  # finite, a symbol too
             ):
                 kind = "a number" if field.metadata.get("infinite") else "a finite number"
                 raise ValueError(f"{field.name}: expected {kind}, got {x}")

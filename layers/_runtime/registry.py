@@ -77,8 +77,11 @@ def register(
 def _again(known: Entry, layer: type[Layer], file: str) -> bool:
     """Whether this is the layer that is known, defined anew: a plugin read again, a notebook's cell."""
     was = known.layer
-    same = (was.__module__, was.__qualname__) == (layer.__module__, layer.__qualname__)
-    return same and (layer.__module__ == "__main__" or known.place.rpartition(":")[0] == file)
+    if was.__qualname__ != layer.__qualname__:
+        return False
+    if "__main__" in (was.__module__, layer.__module__):
+        return was.__module__ == layer.__module__
+    return known.place.rpartition(":")[0] == file
 
 
 def _range(layer: type[Layer], blobs: str, count: Count | None) -> tuple[int, int | None]:

@@ -57,7 +57,7 @@ def size_tensor(given: Sequence[float] | Tensor) -> Tensor:
     memory, whose shape a compiler can follow."""
     if isinstance(given, Tensor):
         return given
-    whole = [x for x in given if isinstance(x, int | torch.SymInt)]
+    whole = [x for x in given if isinstance(x, int | torch.SymInt) and x >= 0]
     if len(whole) == len(given):
         return torch.zeros(()).expand(1, 1, *whole)
     return torch.tensor([float(x) for x in given], dtype=torch.float64)

@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .cells import CellParams, Size
-from .checks import Shape, expect_axes, expect_finite, valueless
-from .sizes import expect_sizes
+from .cells import CellParams
+from .checks import Shape, expect_axes, expect_finite
+from .sizes import Size, expect_sizes
 
 
 def expect_confidence(confidence: Shape, size_a: Shape, size_b: Shape) -> None:
@@ -33,8 +33,8 @@ class Steps:
     def __init__(
         self, confidence: Tensor, x: Tensor, y: Tensor, params: CellParams, size_a: Size, size_b: Size
     ) -> None:
-        grid, self.jump = confidence.shape, params.jump
-        self.kept = (*params.grid(grid[:2], size_a), *params.grid(grid[2:], size_b))
+        self.jump = params.jump
+        self.kept = params.pair(confidence.shape, size_a, size_b)
         self.part = confidence[self.kept]
         self.down, self.across = _holds(y, self.kept[0], params), _holds(x, self.kept[1], params)
 
@@ -58,7 +58,7 @@ class Steps:
         rows, columns, _, across = self.part.shape
         score = self.part.new_full((rows, columns), torch.nan, dtype=torch.float64)
         index = torch.zeros_like(score, dtype=torch.long)
-        everywhere = self.part.is_cuda or valueless(self.part)  # to choose would wait for the device
+        everywhere = self.part.is_cuda  # to choose would wait for the device
         for row in range(rows if self.part[:1].numel() else 0):  # a copy of all would be large
             chosen = slice(None) if everywhere else wanted[row].nonzero()[:, 0]
             matches = self.part[row][chosen].flatten(1)

@@ -129,6 +129,34 @@ def facts(found: Any) -> list[tuple[Any, ...]]:
     return [(tuple(x.shape), x.dtype, x.requires_grad) for x in tops(found)]
 
 
+# Dynamo makes an instance of a Function, for its context
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+class TestCompiled:
+    """Whole graphs, of which the bits are those of eager calls."""
+
+    @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+    @pytest.mark.parametrize("form", CF.__all__)
+    def test_form(self, form: str, dynamic: bool) -> None:
+        torch._dynamo.reset()
+        run = torch.compile(getattr(CF, form), fullgraph=True, dynamic=dynamic, backend="aot_eager")
+        seed = {"seed": 3} if form == "hard_negative_mining" else {}
+        wanted = tops(call(form, **seed))
+        found = tops(run(**ARGUMENTS[form] | numbers(form) | seed))
+        for a, b in zip(found, wanted, strict=True):
+            assert torch.equal(a.nan_to_num(), b.nan_to_num())
+
+    def test_a_wrong_number_is_said_in_the_same_words(self) -> None:
+        run = torch.compile(CF.channel_l2_norm, fullgraph=True, backend="aot_eager")
+        with pytest.raises(Exception, match=r"eps: expected at least 0, got -1"):
+            run(MAP, eps=-1.0)
+
+
+def numbers(form: str) -> dict[str, float]:
+    """The form's float arguments that are not among ARGUMENTS, at their defaults."""
+    found = {name: x.default for name, x in parameters(form).items() if isinstance(x.default, float)}
+    return {name: x for name, x in found.items() if name not in ARGUMENTS[form]}
+
+
 class TestNoTensor:
     @pytest.mark.parametrize(("form", "name"), [*tensors()])
     def test_what_is_no_tensor(self, form: str, name: str) -> None:

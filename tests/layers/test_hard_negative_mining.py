@@ -1,13 +1,16 @@
+import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
 import torch
+from cortado.layers._runtime.checks import BlobError
 from cortado.layers.hard_negative_mining import (
     HardNegativeMining,
     Mode,
     Params,
-    forward,
+    definition,
     hard_negative_mining,
     infer,
 )
@@ -288,10 +291,127 @@ def test_nothing_has_a_gradient():
 @pytest.mark.parametrize("mode", Mode)
 def test_no_shape_depends_on_values(mode):
     params = Params(mode, pck_radii=(5.0, 10.0))
-    pairs, cell = torch.empty(2, 6, 5, device="meta"), torch.empty(2, 6, device="meta").long()
-    tops = forward(params, pairs, cell, 5, cell < 3)
-    wanted = infer(params, tuple(pairs.shape), tuple(cell.shape), (2, 3, 4, 5))
+    pairs, index = torch.empty(2, 6, 5, device="meta"), torch.empty(2, 6, device="meta").long()
+    reference = torch.empty(2, 3, 4, 5, device="meta")
+    tops = definition(params, pairs, index, reference, torch.tensor([[3], [6]]))
+    wanted = infer(params, tuple(pairs.shape), tuple(index.shape), (2, 3, 4, 5))
     assert tuple(tuple(top.shape) for top in tops) == wanted
+
+
+def test_a_seed_decides_what_is_drawn():
+    bottoms = spaced(20)
+    first = HardNegativeMining(Params(seed=3))(*bottoms).pairs
+    assert torch.equal(hard_negative_mining(*bottoms, seed=3).pairs, first)
+    seed = torch.tensor([3])
+    for _ in range(2):  # the seed of a call, not the state of a sequence
+        assert torch.equal(hard_negative_mining(*bottoms, seed=seed).pairs, first)
+    assert torch.equal(hard_negative_mining(*bottoms, seed=np.int64(3)).pairs, first)
+    assert not torch.equal(hard_negative_mining(*bottoms, seed=4).pairs, first)
+
+
+def test_a_generator_gives_the_seed():
+    bottoms = spaced(20)
+    drawn = torch.randint(2**63 - 1, (1,), generator=torch.Generator().manual_seed(5))
+    found = hard_negative_mining(*bottoms, generator=torch.Generator().manual_seed(5)).pairs
+    assert torch.equal(found, hard_negative_mining(*bottoms, seed=drawn).pairs)
+    generator = torch.Generator().manual_seed(5)
+    found = [hard_negative_mining(*bottoms, generator=generator).pairs for _ in range(2)]
+    assert not torch.equal(*found)
+
+
+def test_wrong_seeds():
+    bottoms = spaced(2)
+    with pytest.raises(ValueError, match="^give generator or seed, not both$"):
+        hard_negative_mining(*bottoms, generator=torch.Generator(), seed=3)
+    for seed in (1.5, "3", True, [3]):
+        with pytest.raises(TypeError, match="^seed: expected an integer or a tensor, got "):
+            hard_negative_mining(*bottoms, seed=seed)
+    for seed in (torch.tensor([3.0]), torch.tensor([3, 4]), torch.tensor([3], dtype=torch.int32)):
+        with pytest.raises(TypeError, match=r"^seed: expected a tensor int64 \[1\] on the CPU, got "):
+            hard_negative_mining(*bottoms, seed=seed)
+    for seed in (-1, 2**63):
+        with pytest.raises(ValueError, match=f"^seed: .* got {seed}$"):
+            hard_negative_mining(*bottoms, seed=seed)
+
+
+def test_the_sequence_of_seeds():
+    """Each is the last times one number plus another, in 64 bits."""
+    bottoms, state = spaced(20), 2**63 - 1
+    layer = HardNegativeMining(Params(seed=state))
+    for _ in range(5):
+        state = torch.tensor([state])
+        assert torch.equal(layer(*bottoms).pairs, hard_negative_mining(*bottoms, seed=state).pairs)
+        after = (int(state) * 6364136223846793005 + 1442695040888963407) % 2**64
+        state = after - 2**64 if after >= 2**63 else after
+
+
+def test_the_sequence_goes_on_in_a_copy():
+    bottoms, layer = spaced(20), HardNegativeMining(Params(seed=3))
+    layer(*bottoms)
+    copies = copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))
+    wanted = [layer(*bottoms).pairs for _ in range(2)]
+    for other in copies:
+        assert all(map(torch.equal, [other(*bottoms).pairs for _ in range(2)], wanted))
+    assert not layer.state_dict()
+
+
+def test_the_sequence_goes_on_where_tensors_are_for_inference():
+    bottoms = spaced(20)
+    with torch.inference_mode():
+        layer = HardNegativeMining(Params(seed=3))
+        found = [layer(*bottoms).pairs]
+    found.append(layer(*bottoms).pairs)
+    layer = HardNegativeMining(Params(seed=3))
+    assert all(map(torch.equal, found, [layer(*bottoms).pairs for _ in range(2)]))
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_nothing_is_drawn_in_vain(seed):
+    """By calls that are refused, by modes that need nothing, for bottoms without values."""
+    pairs, index, reference = spaced(20)
+    layer = HardNegativeMining(Params(seed=seed))
+    torch.manual_seed(5)
+    with pytest.raises(BlobError):
+        layer(pairs[0], index, reference)
+    with pytest.raises(TypeError):
+        layer(pairs, index.float(), reference)
+    layer(pairs.to("meta"), index.to("meta"), reference.to("meta"))
+    for mode in Mode:
+        if mode is not RANDOM:
+            HardNegativeMining(Params(mode, seed=seed))(pairs, index, reference)
+    found = layer(pairs, index, reference).pairs
+    torch.manual_seed(5)
+    wanted = HardNegativeMining(Params(seed=seed))(pairs, index, reference).pairs
+    assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_compiled_draws_are_the_same(seed):
+    bottoms, params = spaced(20), Params(seed=seed)
+    layer, torch_seed = HardNegativeMining(params), 5
+    compiled = torch.compile(HardNegativeMining(params), fullgraph=True, backend="aot_eager")
+    drawn = []
+    for each in (layer, compiled):
+        torch.manual_seed(torch_seed)
+        drawn.append([each(*bottoms).pairs for _ in range(3)])
+    assert all(map(torch.equal, *drawn))
+    assert not torch.equal(*drawn[0][:2])
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_export_leaves_the_layer_as_it_is(strict):
+    bottoms, layer = spaced(20), HardNegativeMining(Params(seed=3))
+    made = torch.export.export(layer, tuple(bottoms), strict=strict).module()
+    assert layer.state.tolist() == [3]
+    assert torch.equal(made(*bottoms).pairs, hard_negative_mining(*bottoms, seed=3).pairs)
+
+
+def test_the_reference_may_be_of_any_type():
+    pairs, index, reference = spaced(5)
+    wanted = hard_negative_mining(pairs, index, reference, seed=3)
+    for dtype in (torch.uint8, torch.bool, torch.float16, torch.complex64):
+        found = hard_negative_mining(pairs, index, reference.to(dtype), seed=3)
+        assert all(map(torch.equal, found, wanted))
 
 
 @pytest.mark.gpu

@@ -8,9 +8,9 @@ from cells import takes_part
 from cortado.layers._runtime.checks import BlobError
 from cortado.layers._runtime.fillers import FillerParams, FillerType
 from cortado.layers.hyperpixel_correlation import (
-    Function,
     HyperpixelCorrelation,
     Params,
+    definition,
     hyperpixel_correlation,
 )
 from cortado.layers.rectified_cosine import rectified_cosine
@@ -70,6 +70,10 @@ class TestHyperpixelCorrelation(LayerSuite):
             Params(margin=1.0),
         ),
     )
+
+    def arguments(self, sample, bottoms):
+        count = len(bottoms) - 2 * (sample.params.margin is not None)
+        return super().arguments(sample, (list(bottoms[:count]), *bottoms[count:]))
 
     def oracle(self, params, *bottoms):
         count = len(bottoms) - 2 * (params.margin is not None)
@@ -199,9 +203,10 @@ def test_what_does_not_learn_keeps_no_cosines():
 
 def test_backward_is_given_no_zeros_for_what_has_no_gradient(monkeypatch):
     """They would be as many as the matches."""
-    seen, backward = [], Function.backward
+    seen, function = [], definition.function
+    backward = function.backward
     monkeypatch.setattr(
-        Function, "backward", lambda ctx, *given: seen.append(given) or backward(ctx, *given)
+        function, "backward", lambda ctx, *given: seen.append(given) or backward(ctx, *given)
     )
     a, b = torch.ones(1, 1, 4, 4, requires_grad=True), torch.ones(1, 1, 4, 4)
     hyperpixel_correlation([a], [b]).sum().backward()

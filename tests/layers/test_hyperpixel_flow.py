@@ -8,6 +8,7 @@ from cortado.layers._runtime.cells import CellParams
 from cortado.layers.hyperpixel_flow import HyperpixelFlow, hyperpixel_flow
 from cortado.layers.keypoint_transfer import keypoint_transfer
 from suite import LayerSuite
+from torch.library import opcheck
 
 C = torch.zeros(2, 3, 4, 2, 3)
 A, B = torch.zeros(1, 3, 12, 16), torch.zeros(1, 3, 8, 12)
@@ -26,6 +27,13 @@ class TestHyperpixelFlow(LayerSuite):
         ),
         ((C * math.nan, A, B), "expected finite confidence"),
     )
+
+    def test_operators_are_what_torch_expects(self):
+        """Without the one comparison in which NaN is not NaN; test_compiled makes it."""
+        chosen = "test_schema", "test_autograd_registration", "test_faketensor"
+        for sample in self.samples():
+            arguments = self.arguments(sample, self.leaves(sample))
+            opcheck(self.definition.operator, arguments, test_utils=chosen)
 
     def oracle(self, params, confidence, image_a, image_b):
         sizes = image_a.shape[2:], image_b.shape[2:]

@@ -7,6 +7,7 @@ from cells import step_of
 from cortado.layers._runtime.dispatch import impl
 from cortado.layers.keypoint_transfer import KeypointTransfer, Params, keypoint_transfer
 from suite import LayerSuite
+from torch.library import opcheck
 
 C, POINTS = torch.zeros(2, 3, 4, 2, 3), torch.zeros(2, 5, 2)
 A, B = torch.zeros(1, 3, 12, 16), torch.zeros(1, 3, 8, 12)
@@ -27,6 +28,13 @@ class TestKeypointTransfer(LayerSuite):
         ),
         ((C * math.nan, POINTS, A, B), "expected finite confidence"),
     )
+
+    def test_operators_are_what_torch_expects(self):
+        """Without the one comparison in which NaN is not NaN; test_compiled makes it."""
+        chosen = "test_schema", "test_autograd_registration", "test_faketensor"
+        for sample in self.samples():
+            arguments = self.arguments(sample, self.leaves(sample))
+            opcheck(self.definition.operator, arguments, test_utils=chosen)
 
     def oracle(self, params, confidence, points, size_a, size_b):
         moved, score = np.zeros_like(points), np.zeros(points.shape[:2])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from cortado.layers import roi_pooling as module
+from cortado.layers._runtime import definition
 from cortado.layers.roi_pooling import Edges, Params, ROIPooling, bins, roi_pooling
 from cuda_host import needs_compiler, on_host
 from suite import LayerSuite, close
@@ -149,8 +150,8 @@ def test_with_and_without_argmax_agree():
     for sample in ROIPooling.samples("small", np.random.default_rng(3)):
         data, rois = sample.bottoms
         data = (4 * data).round()  # many ties
-        kept, argmax = module.forward(data, rois, sample.params, True)
-        plain, nothing = module.forward(data, rois, sample.params, False)
+        kept, argmax = module.forward(sample.params, data, rois, True)
+        plain, nothing = module.forward(sample.params, data, rois, False)
         assert nothing is None
         assert argmax.dtype == torch.int32
         assert torch.equal(kept, plain)
@@ -203,19 +204,19 @@ class TestKernels:
         rois = torch.from_numpy(rng.choice((*WILD, 0, 1, 5), (60, 5)))
         params, data = Params(3, 4, 1.0, edges), torch.rand(2, 3, 6, 7)
         with on_host("random"), pytest.raises(ValueError, match=r"rois: a row .* not in 0\.\.1$"):
-            module.forward_cuda(data, rois, params, True)
+            module.forward_cuda(params, data, rois, True)
         finite = rois.isfinite().all(1) & (rois[:, 0] >= 0) & (rois[:, 0] < 2)
         rois = rois[finite]
         assert len(rois) > 3
         with on_host("random"):
-            found = module.forward_cuda(data, rois, params, True)
-        for a, b in zip(found, module.forward(data, rois, params, True), strict=True):
+            found = module.forward_cuda(params, data, rois, True)
+        for a, b in zip(found, module.forward(params, data, rois, True), strict=True):
             assert torch.equal(a, b)
 
     @pytest.mark.parametrize("row", [bad(2, 3, math.inf), bad(1, 1, math.nan), bad(0, 0, 0.5)])
     @pytest.mark.parametrize("edges", Edges)
     def test_wrong_rois_set_the_flag(self, row, edges, monkeypatch):
-        monkeypatch.setattr(module, "deferred", lambda rois: True)
+        monkeypatch.setattr(definition, "deferred", lambda rois: True)
         with (
             on_host(),
             pytest.raises(ValueError, match="rois: a row that is not finite, or a b"),
