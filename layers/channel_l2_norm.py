@@ -35,7 +35,8 @@ from torch import Tensor
 
 from ._runtime import cuda
 from ._runtime.checks import BlobError, Shape
-from ._runtime.definition import Bottom, Definition, Spec, Top
+from ._runtime.declared import Bottom, Top
+from ._runtime.definition import Definition, Spec
 from ._runtime.layer import Layer
 from ._runtime.params import param
 from ._runtime.registry import register
@@ -165,7 +166,7 @@ definition = Definition(
 
 
 def channel_l2_norm(
-    bottom: Tensor, eps: float = 1e-12, eps_mode: EpsilonMode | str = EpsilonMode.MAX
+    bottom: Tensor, eps: float = Params.eps, eps_mode: EpsilonMode | str = Params.eps_mode
 ) -> Tensor:
     """``bottom`` ``[N, C, ...]`` with every location's channels scaled to unit length.
 

@@ -40,7 +40,8 @@ from torch import Tensor
 
 from ._runtime import cuda
 from ._runtime.checks import BlobError, Shape, expect_axes
-from ._runtime.definition import Bottom, Definition, Spec, Top
+from ._runtime.declared import Bottom, Top
+from ._runtime.definition import Definition, Spec
 from ._runtime.layer import Layer
 from ._runtime.params import param
 from ._runtime.reach import Reach
@@ -314,8 +315,8 @@ definition = Definition(
 def convolutional_spatial_transformer(
     u: Tensor,
     theta: Tensor,
-    kernel_size: int = 3,
-    theta_mode: ThetaMode | str = ThetaMode.RELATIVE,
+    kernel_size: int = Params.kernel_size,
+    theta_mode: ThetaMode | str = Params.theta_mode,
 ) -> Tensor:
     """Each location's k x k patch of ``u`` ``[N, C, H, W]``, transformed by its own ``theta``.
 

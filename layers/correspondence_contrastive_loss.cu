@@ -83,7 +83,8 @@ extern "C" __global__ void __launch_bounds__(256) contrastive_forward(
 extern "C" __global__ void __launch_bounds__(256) contrastive_tops(
     const double* __restrict__ sums, acc_t* __restrict__ loss, acc_t* __restrict__ num_pairs,
     acc_t* __restrict__ positive_part,
-    acc_t* __restrict__ negative_part, acc_t* __restrict__ positive_only_loss, int blocks) {
+    acc_t* __restrict__ negative_part, acc_t* __restrict__ positive_only_loss,
+    long long* __restrict__ num_positives, int blocks) {
     __shared__ double scratch[32];
     double total[SUMS];
     for (int i = 0; i < SUMS; ++i) {
@@ -98,7 +99,9 @@ extern "C" __global__ void __launch_bounds__(256) contrastive_tops(
     *positive_part = acc_t(total[0] * share);
     *negative_part = acc_t(total[1] * share);
     *loss = acc_t((total[0] + total[1]) * share);
-    *positive_only_loss = acc_t(0.5 * total[0] / fmax(total[3], 1.0));
+    const long long matches = (long long)total[3];
+    *num_positives = matches;
+    *positive_only_loss = acc_t(0.5 * total[0] / fmax(double(matches), 1.0));
 }
 
 // What each pair's difference is multiplied by, and the pair's two cells and their shares; a pair

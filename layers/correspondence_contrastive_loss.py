@@ -38,27 +38,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from ._runtime import autocast, cuda, geometry, parallel, tiles
-from ._runtime.checks import (
-    BlobError,
-    Shape,
-    deferred,
-    expect_axes,
-    expect_floating,
-    expect_same_device,
-    present,
-    raise_if,
-    shapes,
-    value_flag,
-)
-from ._runtime.dispatch import use_cuda
+from ._runtime import cuda, geometry, tiles
+from ._runtime.checks import BlobError, Shape, deferred, expect_axes, raise_if, value_flag
+from ._runtime.declared import Bottom, Role, Top
+from ._runtime.definition import Definition, Spec
 from ._runtime.geometry import Corners, corners, expect_finite, read, scatter
 from ._runtime.layer import Layer
-from ._runtime.params import choice, param, valid
+from ._runtime.params import Gradient, param
 from ._runtime.registry import register
 from ._runtime.samples import Sample
+from ._runtime.wide import wide_dtype
 
 
 class Form(enum.Enum):
@@ -66,13 +56,6 @@ class Form(enum.Enum):
 
     SQUARED_HINGE = 0
     PLAIN_HINGE = 1
-
-
-class Gradient(enum.Enum):
-    """The derivative of the forward, or the released layer's backward."""
-
-    exact = 0
-    published = 1
 
 
 @dataclass(frozen=True)
@@ -87,15 +70,28 @@ class Params:
     grad: Gradient = param(Gradient.exact, doc="published: the released layer's backward")
 
 
+BOTTOMS = (
+    Bottom("feature1", "[N, C, H, W]", partly=True),
+    Bottom("feature2", "[N, C, H, W]", partly=True),
+    Bottom("pairs", "[N, P, 5]", Role.TABLE),
+    Bottom("positives", "[N, Q, 5]", Role.TABLE, optional=True),
+)
+WHY = "learn by the loss"
+TOPS = (
+    Top("loss", mean_of="num_pairs"),
+    Top("num_pairs", "a count"),
+    Top("positive_part", WHY, mean_of="num_pairs"),
+    Top("negative_part", WHY, mean_of="num_pairs"),
+    Top("positive_only_loss", WHY, mean_of="num_positives"),
+)
+
+
 class Tops(NamedTuple):
     loss: Tensor
     num_pairs: Tensor
     positive_part: Tensor
     negative_part: Tensor
     positive_only_loss: Tensor
-
-
-COUNTED = ("loss", "positive_part", "negative_part")
 
 
 def infer(
@@ -122,11 +118,54 @@ def infer(
     return ((),) * 5
 
 
+def meta(
+    params: Params,
+    feature1: Tensor,
+    feature2: Tensor,
+    pairs: Tensor,
+    positives: Tensor | None = None,
+) -> Sequence[Spec]:
+    """The tops; the last one's number of true matches; the pairs' differences, their distances."""
+    (n, channels, *_), points = feature1.shape, pairs.shape[1]
+    wide = wide_dtype(feature1.dtype)
+    scalars: list[Spec] = [((), wide)] * len(TOPS)
+    return *scalars, ((), torch.int64), ((n, channels, points), wide), ((n, points), wide)
+
+
+def expect(
+    params: Params, feature1: Tensor, feature2: Tensor, pairs: Tensor, positives: Tensor | None = None
+) -> None:
+    """Finite coordinates and known labels."""
+    for table in (pairs, positives):
+        if table is not None:
+            expect_finite(table[..., :4], pairs=table)
+            _expect_labels(table)
+
+
+def _expect_labels(pairs: Tensor) -> None:
+    s = pairs[..., 4]
+    known = (s < 0) | (s == 0) | (s == 1)
+    if deferred(pairs):
+        raise_if((~known).any().reshape(1), "pairs: s not 1, 0 or -1")
+        return
+    if bool(known.all()):
+        return
+    image, row = (~known).nonzero()[0].tolist()
+    text = f"{{pairs}}: row {row} of image {image} has s = {s[image, row].item():g}, not 1, 0 or -1"
+    raise BlobError(text, pairs=pairs.shape)
+
+
 def forward(
-    feature1: Tensor, feature2: Tensor, pairs: Tensor, params: Params
-) -> tuple[Tops, Tensor, Tensor]:
-    """The tops, the differences ``[N, C, P]`` and the distances ``[N, P]``."""
-    at1, at2 = _corners(pairs, feature1.shape, feature2.shape, params)
+    params: Params,
+    feature1: Tensor,
+    feature2: Tensor,
+    pairs: Tensor,
+    positives: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    if positives is not None:
+        tables = pairs, positives
+        return _with_last_of(*(forward(params, feature1, feature2, table) for table in tables))
+    at1, at2 = _corners(params, pairs, feature1.shape, feature2.shape)
     difference = read(feature1, at1).sub_(read(feature2, at2))
     square = (difference * difference).sum(1)
     distance = square.sqrt()
@@ -141,23 +180,28 @@ def forward(
     share = 0.5 / num_pairs.clamp(min=1)
     positive, negative = matched * share, unmatched * share
     only = 0.5 * matched / count.clamp(min=1)
-    return Tops(positive + negative, num_pairs, positive, negative, only), difference, distance
+    return positive + negative, num_pairs, positive, negative, only, count, difference, distance
+
+
+def _with_last_of(found: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What was found, but the last top and its count are those of the other table."""
+    last = len(TOPS) - 1
+    return *found[:last], *other[last : last + 2], *found[last + 2 :]
 
 
 def backward(
+    params: Params,
+    wanted: Sequence[bool],
     loss_gradient: Tensor,
     pairs: Tensor,
     num_pairs: Tensor,
     difference: Tensor,
     distance: Tensor,
-    shape1: Shape,
-    shape2: Shape,
-    params: Params,
-    dtype: torch.dtype,
-    wanted: tuple[bool, bool] = (True, True),
+    feature1_shape: Shape,
+    feature2_shape: Shape,
+    feature1_dtype: torch.dtype,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The maps' gradients in their ``dtype``, where ``wanted``."""
-    at1, at2 = _corners(pairs, shape1, shape2, params)
+    shapes = feature1_shape, feature2_shape
     published = params.grad is Gradient.published
     if params.form is Form.SQUARED_HINGE:
         safe = distance + 1e-8 if published else distance.where(distance > 0, 1)
@@ -168,12 +212,15 @@ def backward(
     pull = torch.where(s == 1, 1, pull.where(s == 0, 0))
     coefficient = pull * (loss_gradient / num_pairs.clamp(min=1))
     gradient = difference * coefficient[:, None]
-    first = scatter(gradient, at1, shape1[2], shape1[3]).to(dtype) if wanted[0] else None
-    second = scatter(gradient.neg_(), at2, shape2[2], shape2[3]).to(dtype) if wanted[1] else None
-    return first, second
+    found: list[Tensor | None] = [None, None]
+    for i, at in enumerate(_corners(params, pairs, *shapes)):
+        if wanted[i]:
+            own = gradient.neg_() if i else gradient
+            found[i] = scatter(own, at, *shapes[i][2:]).to(feature1_dtype)
+    return found[0], found[1]
 
 
-def _corners(pairs: Tensor, shape1: Shape, shape2: Shape, params: Params) -> tuple[Corners, Corners]:
+def _corners(params: Params, pairs: Tensor, shape1: Shape, shape2: Shape) -> tuple[Corners, Corners]:
     def of(xy: Tensor, shape: Shape) -> Corners:
         factor, offset = params.downsampling_factor, params.coordinate_offset
         return corners(xy, shape[2], shape[3], factor, offset, params.bilinear_interpolation)
@@ -185,13 +232,20 @@ kernels = cuda.Kernels(__file__)
 
 
 def forward_cuda(
-    feature1: Tensor, feature2: Tensor, pairs: Tensor, params: Params
-) -> tuple[Tops, Tensor, Tensor]:
+    params: Params,
+    feature1: Tensor,
+    feature2: Tensor,
+    pairs: Tensor,
+    positives: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    if positives is not None:
+        tables = pairs, positives
+        return _with_last_of(*(forward_cuda(params, feature1, feature2, table) for table in tables))
     n, channels, *size1 = feature1.shape
     size2, points = feature2.shape[2:], pairs.shape[1]
     rows = geometry.rows_pay(2 * points, math.prod(size1) + math.prod(size2))
     maps = [tiles.to_rows(kernels, x) if rows else x.contiguous() for x in (feature1, feature2)]
-    wide, flag = cuda.accumulator_dtype(feature1.dtype), value_flag(pairs)
+    wide, flag = wide_dtype(feature1.dtype), value_flag(pairs)
     difference = feature1.new_empty(n, points, channels, dtype=wide)
     distance = difference.new_empty(n, points)
     blocks = tiles.blocks(n, 1, points)
@@ -211,33 +265,35 @@ def forward_cuda(
         cells2=math.prod(size2),
         grid=blocks,
         block=cuda.threads(256),
-        **_common(pairs, size1, size2, params),
+        **_common(params, pairs, size1, size2),
     )
     tops = Tops(*(difference.new_empty(()) for _ in Tops._fields))
+    num_positives = difference.new_empty((), dtype=torch.int64)
     kernels.launch(
         "contrastive_tops",
         scalar=feature1.dtype,
         sums=sums,
         **tops._asdict(),
+        num_positives=num_positives,
         blocks=blocks,
         grid=1,
         block=cuda.threads(256),
     )
     raise_if(flag, "pairs: coordinates that are not finite, or s not 1, 0 or -1")
-    return tops, difference.mT, distance
+    return *tops, num_positives, difference.mT, distance
 
 
 def backward_cuda(
+    params: Params,
+    wanted: Sequence[bool],
     loss_gradient: Tensor,
     pairs: Tensor,
     num_pairs: Tensor,
     difference: Tensor,
     distance: Tensor,
-    shape1: Shape,
-    shape2: Shape,
-    params: Params,
-    dtype: torch.dtype,
-    wanted: tuple[bool, bool] = (True, True),
+    feature1_shape: Shape,
+    feature2_shape: Shape,
+    feature1_dtype: torch.dtype,
 ) -> tuple[Tensor | None, Tensor | None]:
     n, channels, points = difference.shape
     pull = torch.empty_like(distance)
@@ -246,7 +302,7 @@ def backward_cuda(
     threads = cuda.threads(256)
     kernels.launch(
         "contrastive_pulls",
-        scalar=dtype,
+        scalar=feature1_dtype,
         distance=distance,
         loss_gradient=loss_gradient,
         num_pairs=num_pairs,
@@ -258,19 +314,19 @@ def backward_cuda(
         published=params.grad is Gradient.published,
         grid=cuda.blocks(n * points, threads),
         block=threads,
-        **_common(pairs, shape1[2:], shape2[2:], params),
+        **_common(params, pairs, feature1_shape[2:], feature2_shape[2:]),
     )
-    found: list[Tensor | None] = [None, None]
-    for i, shape in enumerate((shape1, shape2)):
+    rows, found = difference.mT.contiguous(), list[Tensor | None]([None, None])
+    for i, shape in enumerate((feature1_shape, feature2_shape)):
         if not wanted[i]:
             continue
         height, width = shape[2:]
-        gradient = found[i] = distance.new_empty(shape, dtype=dtype)
+        gradient = found[i] = distance.new_empty(shape, dtype=feature1_dtype)
         kernels.launch(
             "contrastive_backward",
-            difference=difference.mT.contiguous(),
+            difference=rows,
             pull=pull,
-            **geometry.by_cell(kernels, keys[i], height * width, dtype),
+            **geometry.by_cell(kernels, keys[i], height * width, feature1_dtype),
             along=along[i],
             below=below[i],
             gradient=gradient,
@@ -287,7 +343,7 @@ def backward_cuda(
 
 
 def _common(
-    pairs: Tensor, size1: Sequence[int], size2: Sequence[int], params: Params
+    params: Params, pairs: Tensor, size1: Sequence[int], size2: Sequence[int]
 ) -> dict[str, Any]:
     return {
         **geometry.table_pointers(pairs.contiguous()),
@@ -303,44 +359,33 @@ def _common(
     }
 
 
-class Function(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        feature1: Tensor, feature2: Tensor, pairs: Tensor, params: Params
-    ) -> tuple[Tensor, ...]:
-        path = forward_cuda if use_cuda(feature1, feature2, pairs) else forward
-        tops, difference, distance = path(feature1, feature2, pairs, params)
-        return (*tops, difference, distance)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        feature1, feature2, pairs, ctx.params = inputs
-        ctx.shapes = tuple(feature1.shape), tuple(feature2.shape)
-        ctx.dtype = feature1.dtype
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(pairs, output[1], *output[5:])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, loss_gradient: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
-        if loss_gradient is None:
-            return (None,) * 4
-        path = backward_cuda if use_cuda(loss_gradient, *ctx.saved_tensors) else backward
-        options = (*ctx.shapes, ctx.params, ctx.dtype, ctx.needs_input_grad[:2])
-        return *path(loss_gradient, *ctx.saved_tensors, *options), None, None
+definition = Definition(
+    "correspondence_contrastive_loss",
+    Params,
+    BOTTOMS,
+    TOPS,
+    kept=("num_positives", "difference", "distance"),
+    infer=infer,
+    meta=meta,
+    expect=expect,
+    forward=forward,
+    backward=backward,
+    forward_cuda=forward_cuda,
+    backward_cuda=backward_cuda,
+    result=Tops,
+)
 
 
 def correspondence_contrastive_loss(
     feature1: Tensor,
     feature2: Tensor,
     pairs: Tensor,
-    margin: float = 1.0,
-    downsampling_factor: float = 4.0,
-    bilinear_interpolation: bool = True,
-    coordinate_offset: float = 0.0,
-    form: Form | str = Form.SQUARED_HINGE,
-    grad: Gradient | str = Gradient.exact,
+    margin: float = Params.margin,
+    downsampling_factor: float = Params.downsampling_factor,
+    bilinear_interpolation: bool = Params.bilinear_interpolation,
+    coordinate_offset: float = Params.coordinate_offset,
+    form: Form | str = Params.form,
+    grad: Gradient | str = Params.grad,
 ) -> Tensor:
     """The loss, a scalar in float32 or wider, of maps ``[N, C, H, W]`` and pairs ``[N, P, 5]``.
 
@@ -350,82 +395,22 @@ def correspondence_contrastive_loss(
     another s (on CUDA ``ValueError``, later); ``TypeError`` for dtypes and devices. Source: UCN,
     Eq. 1.
     """
-    params = valid(
-        Params(
-            margin,
-            downsampling_factor,
-            bilinear_interpolation,
-            coordinate_offset,
-            choice(Form, form, "form"),
-            choice(Gradient, grad, "grad"),
-        )
+    params = definition.params(
+        margin,
+        downsampling_factor,
+        bilinear_interpolation,
+        coordinate_offset,
+        form,
+        grad,
     )
-    return _loss(params, feature1, feature2, pairs).loss
+    tops: Tops = definition(params, feature1, feature2, pairs)
+    return tops.loss
 
 
-def _loss(
-    params: Params, feature1: Tensor, feature2: Tensor, pairs: Tensor, positives: Tensor | None = None
-) -> Tops:
-    maps = {"feature1": feature1, "feature2": feature2}
-    tables = {"pairs": pairs, **present(positives=positives)}
-    infer(params, **shapes("correspondence_contrastive_loss", **maps, **tables))
-    expect_floating(**maps)
-    expect_same_device(feature1=feature1, **tables)
-    tops = _tops(params, feature1, feature2, pairs)
-    if positives is None:
-        return tops
-    own = _tops(params, feature1.detach(), feature2.detach(), positives)
-    return tops._replace(positive_only_loss=own.positive_only_loss)
-
-
-def _tops(params: Params, feature1: Tensor, feature2: Tensor, pairs: Tensor) -> Tops:
-    pairs = pairs.detach()
-    if not (deferred(pairs) and use_cuda(feature1, pairs)):  # the kernels look at what they read
-        expect_finite(pairs[..., :4], pairs=pairs)
-        _expect_labels(pairs)
-    return _balanced(Tops(*autocast.apply(Function, feature1, feature2, pairs, params)[:5]), pairs)
-
-
-def _balanced(tops: Tops, pairs: Tensor) -> Tops:
-    """The tops of a batch that several processes share, each with rows of its own."""
-    if parallel.place()[1] == 1:
-        return tops
-    parts = {name: parallel.balanced(getattr(tops, name), tops.num_pairs) for name in COUNTED}
-    only = parallel.balanced(tops.positive_only_loss, (pairs[..., 4] == 1).sum())
-    return tops._replace(**parts, positive_only_loss=only)
-
-
-def _expect_labels(pairs: Tensor) -> None:
-    s = pairs[..., 4]
-    known = (s < 0) | (s == 0) | (s == 1)
-    if deferred(pairs):
-        raise_if((~known).any().reshape(1), "pairs: s not 1, 0 or -1")
-        return
-    if bool(known.all()):
-        return
-    image, row = (~known).nonzero()[0].tolist()
-    text = f"{{pairs}}: row {row} of image {image} has s = {s[image, row].item():g}, not 1, 0 or -1"
-    raise BlobError(text, pairs=pairs.shape)
-
-
-@register(
-    "CorrespondenceContrastiveLoss",
-    aliases=("CorrespondenceContrastiveLosslayer",),
-    bottoms=(3, 4),
-    tops=(1, 5),
-)
+@register("CorrespondenceContrastiveLoss", aliases=("CorrespondenceContrastiveLosslayer",))
 class CorrespondenceContrastiveLoss(Layer):
-    Params = Params
-    bottom_names = ("feature1", "feature2", "pairs", "positives")
-    tables = (2,)
-    partly_read = (0, 1)
+    definition = definition
     is_loss = True
-    infer = staticmethod(infer)
-
-    def forward(
-        self, feature1: Tensor, feature2: Tensor, pairs: Tensor, positives: Tensor | None = None
-    ) -> Tops:
-        return _loss(self.params, feature1, feature2, pairs, positives)
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:
@@ -467,7 +452,7 @@ def _sample(
     s = np.resize([1, 0, 0, -1], (shape[0], points, 1))
     pairs = torch.from_numpy(np.concatenate((xy, s), axis=2))
     pairs = pairs.int() if whole else pairs
-    _, _, distance = forward(maps[0], maps[1], pairs, Params(**options))
+    *_, distance = forward(Params(**options), maps[0], maps[1], pairs)
     middle = distance[pairs[..., 4] == 0].sort().values
     middle = middle[len(middle) // 4 : 3 * len(middle) // 4 + 2]
     widest = int(middle.diff().argmax())

@@ -24,26 +24,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from ._runtime import autocast, cuda, geometry, tiles
-from ._runtime.checks import (
-    BlobError,
-    Shape,
-    deferred,
-    expect_axes,
-    expect_floating,
-    expect_same_device,
-    raise_if,
-    shapes,
-    value_flag,
-)
-from ._runtime.dispatch import use_cuda
-from ._runtime.geometry import corners, expect_finite, read, scatter
+from ._runtime import cuda, geometry, tiles
+from ._runtime.checks import BlobError, Shape, expect_axes, raise_if, shapes, value_flag
+from ._runtime.declared import Bottom, Role, Top
+from ._runtime.definition import Definition, Spec
+from ._runtime.geometry import Corners, corners, expect_finite, read, scatter
 from ._runtime.layer import Layer
-from ._runtime.params import param, valid
+from ._runtime.params import param
 from ._runtime.registry import register
 from ._runtime.samples import Sample
+from ._runtime.wide import wide_dtype
 
 
 @dataclass(frozen=True)
@@ -55,6 +46,13 @@ class Params:
     )
     coordinate_offset: float = param(0.0, unit="image pixels", doc="where cell 0 lies in the image")
     bilinear_interpolation: bool = param(True, doc="false: the nearest cell")
+
+
+BOTTOMS = (
+    Bottom("feature", "[N, C, H, W]", partly=True),
+    Bottom("pairs", "[N, P, D]", Role.TABLE),
+)
+TOPS = (Top("top"),)
 
 
 def infer(params: Params, feature: Shape, pairs: Shape) -> tuple[Shape]:
@@ -72,36 +70,41 @@ def infer(params: Params, feature: Shape, pairs: Shape) -> tuple[Shape]:
     return ((feature[0], feature[1], pairs[1]),)
 
 
-def forward(
-    feature: Tensor, pairs: Tensor, column: int, factor: float, offset: float, bilinear: bool
-) -> Tensor:
-    """The features ``[N, C, P]`` at the points in ``pairs`` ``[N, P, D]`` from ``column``."""
-    height, width = feature.shape[2:]
-    xy = pairs[..., column : column + 2]
-    return read(feature, corners(xy, height, width, factor, offset, bilinear)).to(feature.dtype)
+def meta(params: Params, feature: Tensor, pairs: Tensor) -> Sequence[Spec]:
+    """The top."""
+    return (((*feature.shape[:2], pairs.shape[1]), feature.dtype),)
 
 
-def backward(
-    top_gradient: Tensor,
-    pairs: Tensor,
-    height: int,
-    width: int,
-    column: int,
-    factor: float,
-    offset: float,
-    bilinear: bool,
-) -> Tensor:
-    """The map's gradient ``[N, C, H, W]``."""
-    at = corners(pairs[..., column : column + 2], height, width, factor, offset, bilinear)
+def expect(params: Params, feature: Tensor, pairs: Tensor) -> None:
+    """Finite coordinates, where they are read."""
+    expect_finite(_points(params, pairs), pairs=pairs)
+
+
+def _points(params: Params, pairs: Tensor) -> Tensor:
+    return pairs[..., params.coord_start_ind : params.coord_start_ind + 2]
+
+
+def _corners(params: Params, pairs: Tensor, height: int, width: int) -> Corners:
+    factor, offset = params.downsampling_factor, params.coordinate_offset
+    xy, bilinear = _points(params, pairs), params.bilinear_interpolation
+    return corners(xy, height, width, factor, offset, bilinear)
+
+
+def forward(params: Params, feature: Tensor, pairs: Tensor) -> tuple[Tensor]:
+    top = read(feature, _corners(params, pairs, *feature.shape[2:]))
+    return (top.to(feature.dtype),)
+
+
+def backward(params: Params, top_gradient: Tensor, pairs: Tensor, feature_shape: Shape) -> Tensor:
+    height, width = feature_shape[2:]
+    at = _corners(params, pairs, height, width)
     return scatter(top_gradient, at, height, width).to(top_gradient.dtype)
 
 
 kernels = cuda.Kernels(__file__)
 
 
-def forward_cuda(
-    feature: Tensor, pairs: Tensor, column: int, factor: float, offset: float, bilinear: bool
-) -> Tensor:
+def forward_cuda(params: Params, feature: Tensor, pairs: Tensor) -> tuple[Tensor]:
     (n, channels, height, width), (points, columns) = feature.shape, pairs.shape[1:]
     rows = geometry.rows_pay(points, height * width)
     top, flag = feature.new_empty(n, channels, points), value_flag(pairs)
@@ -112,35 +115,24 @@ def forward_cuda(
         top=top,
         flag=flag,
         columns=columns,
-        column=column,
         channels=channels,
         points=points,
         rows=rows,
         cells=height * width,
         height=height,
         width=width,
-        factor=factor,
-        offset=offset,
-        bilinear=bilinear,
+        **_reading(params),
         grid=tiles.blocks(n, channels, points),
         block=cuda.threads(256),
     )
     raise_if(flag, "pairs: coordinates that are not finite")
-    return top
+    return (top,)
 
 
-def backward_cuda(
-    top_gradient: Tensor,
-    pairs: Tensor,
-    height: int,
-    width: int,
-    column: int,
-    factor: float,
-    offset: float,
-    bilinear: bool,
-) -> Tensor:
+def backward_cuda(params: Params, top_gradient: Tensor, pairs: Tensor, feature_shape: Shape) -> Tensor:
+    height, width = feature_shape[2:]
     n, channels, points = top_gradient.shape
-    wide = cuda.accumulator_dtype(top_gradient.dtype)
+    wide = wide_dtype(top_gradient.dtype)
     keys = pairs.new_empty(n, points, dtype=torch.int32)
     along, below = (pairs.new_empty(n, points, dtype=wide) for _ in range(2))
     threads = cuda.threads(256)
@@ -153,12 +145,9 @@ def backward_cuda(
         below=below,
         total=n * points,
         columns=pairs.shape[2],
-        column=column,
         height=height,
         width=width,
-        factor=factor,
-        offset=offset,
-        bilinear=bilinear,
+        **_reading(params),
         grid=cuda.blocks(n * points, threads),
         block=threads,
     )
@@ -176,39 +165,44 @@ def backward_cuda(
         rows=rows,
         height=height,
         width=width,
-        bilinear=bilinear,
+        bilinear=params.bilinear_interpolation,
         grid=tiles.blocks(n, channels, height * width),
         block=threads,
     )
     return gradient
 
 
-class Function(torch.autograd.Function):
-    @staticmethod
-    def forward(feature: Tensor, pairs: Tensor, *options: Any) -> Tensor:
-        return (forward_cuda if use_cuda(feature, pairs) else forward)(feature, pairs, *options)
+def _reading(params: Params) -> dict[str, float]:
+    return {
+        "column": params.coord_start_ind,
+        "factor": params.downsampling_factor,
+        "offset": params.coordinate_offset,
+        "bilinear": params.bilinear_interpolation,
+    }
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        feature, pairs, *options = inputs
-        ctx.options = (*feature.shape[2:], *options)
-        ctx.save_for_backward(pairs)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, top_gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (pairs,) = ctx.saved_tensors
-        path = backward_cuda if use_cuda(top_gradient, pairs) else backward
-        return path(top_gradient, pairs, *ctx.options), None, None, None, None, None
+definition = Definition(
+    "extract_feature",
+    Params,
+    BOTTOMS,
+    TOPS,
+    infer=infer,
+    meta=meta,
+    expect=expect,
+    forward=forward,
+    backward=backward,
+    forward_cuda=forward_cuda,
+    backward_cuda=backward_cuda,
+)
 
 
 def extract_feature(
     feature: Tensor,
     pairs: Tensor,
-    downsampling_factor: float = 4.0,
-    coordinate_offset: float = 0.0,
-    bilinear_interpolation: bool = True,
-    coord_start_ind: int = 0,
+    downsampling_factor: float = Params.downsampling_factor,
+    coordinate_offset: float = Params.coordinate_offset,
+    bilinear_interpolation: bool = Params.bilinear_interpolation,
+    coord_start_ind: int = Params.coord_start_ind,
 ) -> Tensor:
     """The map ``feature`` ``[N, C, H, W]`` at the points of ``pairs`` ``[N, P, D]``: ``[N, C, P]``.
 
@@ -219,47 +213,22 @@ def extract_feature(
     ``pairs``. Source: UCN, Section 4.
     """
     columns = (0, *shapes("extract_feature", pairs=pairs)["pairs"])[-1]
-    params = valid(
-        Params(columns, coord_start_ind, downsampling_factor, coordinate_offset, bilinear_interpolation)
+    params = definition.params(
+        columns, coord_start_ind, downsampling_factor, coordinate_offset, bilinear_interpolation
     )
-    return _extract(params, feature, pairs)
-
-
-def _extract(params: Params, feature: Tensor, pairs: Tensor) -> Tensor:
-    infer(params, **shapes("extract_feature", feature=feature, pairs=pairs))
-    expect_floating(feature=feature)
-    expect_same_device(feature=feature, pairs=pairs)
-    pairs = pairs.detach()
-    if not (deferred(pairs) and use_cuda(feature, pairs)):  # the kernels look at what they read
-        expect_finite(pairs[..., params.coord_start_ind : params.coord_start_ind + 2], pairs=pairs)
-    top: Tensor = autocast.apply(
-        Function,
-        feature,
-        pairs,
-        params.coord_start_ind,
-        params.downsampling_factor,
-        params.coordinate_offset,
-        params.bilinear_interpolation,
-    )
+    top: Tensor = definition(params, feature, pairs)
     return top
 
 
-@register("ExtractFeature", bottoms=2, tops=1)
+@register("ExtractFeature")
 class ExtractFeature(Layer):
-    Params = Params
-    bottom_names = ("feature", "pairs")
-    tables = (1,)
-    partly_read = (0,)
-    infer = staticmethod(infer)
+    definition = definition
 
     @classmethod
     def multiply_adds(
         cls, params: Any, bottoms: Sequence[Shape], tops: Sequence[Shape], blobs: Sequence[Shape]
     ) -> int | None:
         return 4 * math.prod(tops[0]) if params.bilinear_interpolation else None
-
-    def forward(self, feature: Tensor, pairs: Tensor) -> Tensor:
-        return _extract(self.params, feature, pairs)
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:

@@ -66,7 +66,8 @@ from ._runtime.checks import (
     raise_if,
     valueless,
 )
-from ._runtime.definition import Bottom, Definition, Role, Spec, Top
+from ._runtime.declared import Bottom, Role, Top
+from ._runtime.definition import Definition, Spec
 from ._runtime.geometry import expect_finite, to_points
 from ._runtime.layer import Layer
 from ._runtime.params import param
@@ -316,15 +317,15 @@ def hard_negative_mining(
     index: Tensor,
     reference: Tensor,
     num_coords: Tensor | None = None,
-    mode: Mode | str = Mode.HARD_NEG_AND_RAND_NEG_AND_POS,
-    pixel_threshold: float = 16.0,
-    random_negative_distance: float | None = None,
-    downsampling_factor: float = 4.0,
-    coordinate_offset: float = 0.0,
-    index_base: int = 0,
-    pck_radii: tuple[float, ...] = (10.0,),
+    mode: Mode | str = Params.mode,
+    pixel_threshold: float = Params.pixel_threshold,
+    random_negative_distance: float | None = Params.random_negative_distance,
+    downsampling_factor: float = Params.downsampling_factor,
+    coordinate_offset: float = Params.coordinate_offset,
+    index_base: int = Params.index_base,
+    pck_radii: tuple[float, ...] = Params.pck_radii,
     generator: torch.Generator | None = None,
-    seed: int | Tensor | None = None,
+    seed: int | Tensor | None = Params.seed,
 ) -> Tops:
     """A pair table with hard negatives in it, from each row's nearest neighbour.
 

@@ -56,11 +56,12 @@ from torch import Tensor
 
 from ._runtime import boxes, cuda
 from ._runtime.checks import BlobError, Shape, expect_axes, raise_if, value_flag
-from ._runtime.definition import Bottom, Definition, Role, Spec, Top
+from ._runtime.declared import Bottom, Role, Top
+from ._runtime.definition import Definition, Spec
 from ._runtime.geometry import table_pointers
 from ._runtime.layer import Layer
 from ._runtime.operators import unbacked
-from ._runtime.params import param
+from ._runtime.params import Gradient, param
 from ._runtime.registry import register
 from ._runtime.samples import Sample
 from ._runtime.sizes import FAR, Size, expect_sizes
@@ -81,13 +82,6 @@ class Output(enum.Enum):
 
     SCORES = 0
     VOTES = 1
-
-
-class Gradient(enum.Enum):
-    """The derivative of the forward, or the released layer's backward."""
-
-    exact = 0
-    published = 1
 
 
 @dataclass(frozen=True)
@@ -615,12 +609,12 @@ def hough_voting(
     size_a: Sequence[float] | Tensor,
     size_b: Sequence[float] | Tensor,
     votes: Tensor | None = None,
-    rule: Rule | str = Rule.PAPER,
-    output: Output | str = Output.SCORES,
-    grad: Gradient | str = Gradient.exact,
-    threshold: float = 0.4,
-    added: float = 0.01,
-    max_aspect_ratio: float = 2.0,
+    rule: Rule | str = Params.rule,
+    output: Output | str = Params.output,
+    grad: Gradient | str = Params.grad,
+    threshold: float = Params.threshold,
+    added: float = Params.added,
+    max_aspect_ratio: float = Params.max_aspect_ratio,
     **binning: Any,
 ) -> Tensor:
     """``scores`` f ``[P, S]`` of matches times the votes in their offset bins, ``[P, S]``.

@@ -55,7 +55,8 @@ from torch import Tensor
 from ._runtime import cells, cuda
 from ._runtime.cells import CellParams, as_tensor, clear_others, counts, place
 from ._runtime.checks import BlobError, Shape, expect_axes, expect_floating, kind_of, shapes
-from ._runtime.definition import Bottom, Definition, Role, Spec, Top
+from ._runtime.declared import Bottom, Role, Top
+from ._runtime.definition import Definition, Spec
 from ._runtime.fillers import FillerParams, parameter
 from ._runtime.layer import Layer
 from ._runtime.operators import unbacked
@@ -649,12 +650,12 @@ def hyperpixel_correlation(
     maps_b: Sequence[Tensor],
     size_a: Sequence[float] | Tensor | None = None,
     size_b: Sequence[float] | Tensor | None = None,
-    exponent: float = 3.0,
-    jump: float = 4.0,
-    receptive_field: int = 27,
-    margin: float | None = None,
+    exponent: float = Params.exponent,
+    jump: float = Params.jump,
+    receptive_field: int = Params.receptive_field,
+    margin: float | None = Params.margin,
     weights: Sequence[Tensor] | None = None,
-    eps: float = 1e-12,
+    eps: float = Params.eps,
 ) -> Tensor:
     """``max(0, cos)^exponent`` ``[N, H, W, H', W']`` of all hyperpixels of two images.
 

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from ._runtime.cells import CellParams
 from ._runtime.checks import BlobError, Shape, expect_values, valueless
-from ._runtime.definition import Bottom, Definition, Role, Spec, Top
+from ._runtime.declared import Bottom, Role, Top
+from ._runtime.definition import Definition, Spec
 from ._runtime.layer import Layer
 from ._runtime.registry import register
 from ._runtime.samples import Sample, distinct
@@ -69,9 +70,9 @@ def hyperpixel_flow(
     confidence: Tensor,
     size_a: Sequence[float] | Tensor,
     size_b: Sequence[float] | Tensor,
-    jump: float = 4.0,
-    receptive_field: int = 27,
-    margin: float | None = None,
+    jump: float = Params.jump,
+    receptive_field: int = Params.receptive_field,
+    margin: float | None = Params.margin,
 ) -> Tensor:
     """The flow ``[N, 2, h, w]`` of each pixel of A, pixels in x and in y, NaN where there is none.
 

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from ._runtime.cells import CellParams
 from ._runtime.checks import BlobError, Shape, expect_axes
-from ._runtime.definition import Bottom, Definition, Role, Spec, Top
+from ._runtime.declared import Bottom, Role, Top
+from ._runtime.definition import Definition, Spec
 from ._runtime.layer import Layer
 from ._runtime.registry import register
 from ._runtime.samples import Sample, distinct
@@ -87,9 +88,9 @@ def keypoint_transfer(
     points: Tensor,
     size_a: Sequence[float] | Tensor,
     size_b: Sequence[float] | Tensor,
-    jump: float = 4.0,
-    receptive_field: int = 27,
-    margin: float | None = None,
+    jump: float = Params.jump,
+    receptive_field: int = Params.receptive_field,
+    margin: float | None = Params.margin,
 ) -> tuple[Tensor, Tensor]:
     """The ``points`` ``[N, P, 2]`` of A, (x, y) in pixels, in B, and their confidences ``[N, P]``.
 

@@ -42,7 +42,8 @@ from torch import Tensor
 
 from ._runtime import cuda
 from ._runtime.checks import BlobError, Shape, expect_axes, expect_floating, shapes
-from ._runtime.definition import Bottom, Definition, Role, Spec, Top
+from ._runtime.declared import Bottom, Role, Top
+from ._runtime.definition import Definition, Spec
 from ._runtime.dispatch import use_cuda
 from ._runtime.geometry import Corners, scatter
 from ._runtime.layer import Layer
@@ -547,10 +548,10 @@ definition = Definition(
 def knn(
     query: Tensor,
     reference: Tensor,
-    k: int = 1,
+    k: int = Params.k,
     num_query: Tensor | None = None,
     num_reference: Tensor | None = None,
-    index_base: int = 0,
+    index_base: int = Params.index_base,
 ) -> tuple[Tensor, Tensor]:
     """The ``k`` nearest references of each query: distance and index ``[N, k, P]``.
 

@@ -33,7 +33,8 @@ from torch import Tensor
 
 from ._runtime import cuda
 from ._runtime.checks import BlobError, Shape
-from ._runtime.definition import Bottom, Definition, Spec, Top
+from ._runtime.declared import Bottom, Top
+from ._runtime.definition import Definition, Spec
 from ._runtime.layer import Layer
 from ._runtime.params import param
 from ._runtime.registry import register
@@ -226,7 +227,11 @@ definition = Definition(
 
 
 def rectified_cosine(
-    a: Tensor, b: Tensor, exponent: float = 1.0, normalized: bool = False, eps: float = 1e-12
+    a: Tensor,
+    b: Tensor,
+    exponent: float = Params.exponent,
+    normalized: bool = Params.normalized,
+    eps: float = Params.eps,
 ) -> Tensor:
     """``max(0, cos)^exponent`` of each descriptor of ``a`` ``[P, D]`` with each of ``b`` ``[S, D]``.
 

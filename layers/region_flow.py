@@ -24,7 +24,8 @@ from torch import Tensor
 
 from ._runtime.boxes import corners, expect_boxes, expect_finite
 from ._runtime.checks import INTEGERS, BlobError, Shape, expect_axes, expect_numbers
-from ._runtime.definition import Bottom, Definition, Role, Spec, Top
+from ._runtime.declared import Bottom, Role, Top
+from ._runtime.definition import Definition, Spec
 from ._runtime.layer import Layer
 from ._runtime.params import NoParams
 from ._runtime.regions import best_matches

@@ -16,25 +16,36 @@ Source: SCNet, Eq. 5 with the hinge; the division by 2 N is the released code's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from ._runtime import autocast, parallel
-from ._runtime.checks import BlobError, Shape, expect_floating, expect_same_device, shapes
+from ._runtime.checks import BlobError, Shape
+from ._runtime.declared import Bottom, Role, Top
+from ._runtime.definition import Definition, Spec
 from ._runtime.layer import Layer
-from ._runtime.params import param, valid
+from ._runtime.params import param
 from ._runtime.registry import register
 from ._runtime.samples import Sample
+from ._runtime.wide import wide, wide_dtype
 
 
 @dataclass(frozen=True)
 class Params:
     margin: float = param(1.0, low=0, unit="score")
+
+
+BOTTOMS = (Bottom("scores", "of any shape"), Bottom("label", "of the same", Role.LABEL))
+WHY = "learn by the loss"
+TOPS = (
+    Top("loss", mean_of="num_positives"),
+    Top("positive_part", WHY, mean_of="num_positives"),
+    Top("negative_part", WHY, mean_of="num_positives"),
+)
 
 
 class Tops(NamedTuple):
@@ -50,80 +61,68 @@ def infer(params: Params, scores: Shape, label: Shape) -> tuple[Shape, ...]:
     return ((),) * 3
 
 
-def forward(scores: Tensor, label: Tensor, params: Params) -> tuple[Tops, Tensor]:
-    """The tops, and 1 / (2 N)."""
-    z = scores if scores.dtype == torch.float64 else scores.float()
+def meta(params: Params, scores: Tensor, label: Tensor) -> Sequence[Spec]:
+    """The tops; N."""
+    scalars: list[Spec] = [((), wide_dtype(scores.dtype))] * len(TOPS)
+    return *scalars, ((), torch.int64)
+
+
+def forward(params: Params, scores: Tensor, label: Tensor) -> tuple[Tensor, ...]:
+    z = wide(scores)
     positive, negative = label == 1, label == 0
-    share = 0.5 / positive.sum().to(z.dtype).clamp(min=1) * positive.any()
+    num_positives = positive.sum()
+    share = _share(num_positives, z.dtype)
     parts = [
         (params.margin + sign * z).clamp_(min=0).mul_(chosen).sum() * share
         for sign, chosen in ((-1, positive), (1, negative))
     ]
-    return Tops(parts[0] + parts[1], *parts), share
+    return parts[0] + parts[1], *parts, num_positives
 
 
 def backward(
-    loss_gradient: Tensor, scores: Tensor, label: Tensor, share: Tensor, params: Params
+    params: Params, loss_gradient: Tensor, scores: Tensor, label: Tensor, num_positives: Tensor
 ) -> Tensor:
-    """The scores' gradient."""
+    share = _share(num_positives, wide_dtype(scores.dtype))
     pull = ((label == 0) & (scores > -params.margin)).to(share.dtype)
-    pull[(label == 1) & (scores < params.margin)] = -1
+    pull.masked_fill_((label == 1) & (scores < params.margin), -1)
     return pull.mul_(loss_gradient * share).to(scores.dtype)
 
 
-class Function(torch.autograd.Function):
-    @staticmethod
-    def forward(scores: Tensor, label: Tensor, params: Params) -> tuple[Tensor, ...]:
-        tops, share = forward(scores, label, params)
-        return (*tops, share)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        scores, label, ctx.params = inputs
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(scores, label, output[3])
-
-    @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: Any, loss_gradient: Tensor | None, *_: Tensor | None
-    ) -> tuple[Tensor | None, None, None]:
-        if loss_gradient is None:
-            return None, None, None
-        scores, label, share = ctx.saved_tensors
-        return backward(loss_gradient, scores, label, share, ctx.params), None, None
+def _share(num_positives: Tensor, dtype: torch.dtype) -> Tensor:
+    """1 / (2 N), without positives 0."""
+    return 0.5 / num_positives.to(dtype).clamp(min=1) * (num_positives > 0)
 
 
-def region_hinge_loss(scores: Tensor, label: Tensor, margin: float = 1.0) -> Tensor:
+definition = Definition(
+    "region_hinge_loss",
+    Params,
+    BOTTOMS,
+    TOPS,
+    kept=("num_positives",),
+    infer=infer,
+    meta=meta,
+    forward=forward,
+    backward=backward,
+    traced=True,
+    result=Tops,
+)
+
+
+def region_hinge_loss(scores: Tensor, label: Tensor, margin: float = Params.margin) -> Tensor:
     """The loss, a scalar in float32 or wider, of ``scores`` z and ``label`` of one shape.
 
     A label of 1 is a positive, 0 a negative, any other is not counted. Raises ``BlobError`` for
     shapes that differ, ``TypeError`` unless ``scores`` is floating point on the label's device.
     Source: SCNet, Eq. 5.
     """
-    return _loss(valid(Params(margin)), scores, label).loss
+    tops: Tops = definition(definition.params(margin), scores, label)
+    return tops.loss
 
 
-def _loss(params: Params, scores: Tensor, label: Tensor) -> Tops:
-    infer(params, **shapes("region_hinge_loss", scores=scores, label=label))
-    expect_floating(scores=scores)
-    expect_same_device(scores=scores, label=label)
-    tops = Tops(*autocast.apply(Function, scores, label.detach(), params)[:3])
-    if parallel.place()[1] == 1:
-        return tops
-    return Tops(*(parallel.balanced(top, (label == 1).sum()) for top in tops))
-
-
-@register("RegionHingeLoss", bottoms=2, tops=(1, 3))
+@register("RegionHingeLoss")
 class RegionHingeLoss(Layer):
-    Params = Params
-    bottom_names = ("scores", "label")
+    definition = definition
     is_loss = True
-    infer = staticmethod(infer)
-
-    def forward(self, scores: Tensor, label: Tensor) -> Tops:
-        return _loss(self.params, scores, label)
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:

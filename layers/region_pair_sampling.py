@@ -29,6 +29,7 @@ with matches that are none.
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -37,18 +38,11 @@ import torch
 from torch import Tensor
 
 from ._runtime import boxes
-from ._runtime.checks import (
-    BlobError,
-    Shape,
-    deferred,
-    expect_axes,
-    expect_floating,
-    expect_same_device,
-    raise_if,
-    shapes,
-)
+from ._runtime.checks import BlobError, Shape, deferred, expect_axes, raise_if
+from ._runtime.declared import Bottom, Role, Top
+from ._runtime.definition import Definition, Spec
 from ._runtime.layer import Layer
-from ._runtime.params import choice, param, valid
+from ._runtime.params import param
 from ._runtime.registry import register
 from ._runtime.samples import Sample
 
@@ -78,6 +72,18 @@ class Params:
         )
 
 
+BOTTOMS = (
+    Bottom("scores", "[P, S]", why_no_gradient="they rank matches"),
+    Bottom("rois_b", "[S, 5]", Role.TABLE, shared=True),
+    Bottom("truth", "[P, 5]", Role.TABLE),
+)
+TOPS = (
+    Top("label", "a label is a choice"),
+    Top("num_positives", "a count"),
+    Top("num_negatives", "a count"),
+)
+
+
 class Tops(NamedTuple):
     label: Tensor
     num_positives: Tensor
@@ -96,54 +102,18 @@ def infer(params: Params, scores: Shape, rois_b: Shape, truth: Shape) -> tuple[S
     return scores, (), ()
 
 
-@torch.no_grad()
-def forward(scores: Tensor, rois_b: Tensor, truth: Tensor, params: Params) -> Tops:
-    overlap = boxes.iou_matrix(truth[:, :4], boxes.corners(rois_b))
-    above, below = params.thresholds
-    positive = overlap > above
-    candidate = (overlap <= below if params.rule is Rule.RELEASED else overlap < below) & ~positive
-    if truth.shape[1] == 5:
-        positive &= truth[:, 4:] == 1  # a row without positives gets no negatives
-    ranked = scores.masked_fill(~candidate, -torch.inf).sort(dim=1, descending=True, stable=True)
-    chosen = torch.arange(scores.shape[1], device=scores.device) < positive.sum(1, keepdim=True)
-    negative = torch.zeros_like(candidate).scatter_(1, ranked.indices, chosen) & candidate
-    label = torch.full_like(scores, -1, memory_format=torch.contiguous_format)
-    label = label.masked_fill_(positive, 1).masked_fill_(negative, 0)
-    return Tops(label, positive.sum(), negative.sum())
+def meta(params: Params, scores: Tensor, rois_b: Tensor, truth: Tensor) -> Sequence[Spec]:
+    """The label and the two counts."""
+    return (scores.shape, scores.dtype), ((), torch.int64), ((), torch.int64)
 
 
-def region_pair_sampling(
-    scores: Tensor,
-    rois_b: Tensor,
-    truth: Tensor,
-    rule: Rule | str = Rule.PAPER,
-    positive_iou: float | None = None,
-    negative_iou: float | None = None,
-) -> Tops:
-    """Positives and hardest negatives among matches ``[P, S]``: label, and their numbers.
-
-    ``scores`` ``[P, S]`` rank the negatives; ``rois_b`` ``[S, 4 or 5]`` are B's regions and ``truth``
-    ``[P, 5]`` rows (x1, y1, x2, y2, s), or ``[P, 4]``, A's true matches in B, in image pixels, x2 and
-    y2 inside. ``label`` is 1, 0, or -1 for neither. Thresholds are the rule's unless given. Raises
-    ``BlobError`` for shapes that do not fit, boxes that are not finite (truths of rows with s != 1 may
-    be anything finite) or another s (on CUDA ``ValueError``, later); ``TypeError`` for dtypes and
-    devices. Source: SCNet, Section 4.
-    """
-    params = valid(Params(choice(Rule, rule, "rule"), positive_iou, negative_iou))
-    return _sample(params, scores, rois_b, truth)
-
-
-def _sample(params: Params, scores: Tensor, rois_b: Tensor, truth: Tensor) -> Tops:
-    tensors = {"scores": scores, "rois_b": rois_b, "truth": truth}
-    infer(params, **shapes("region_pair_sampling", **tensors))
-    expect_floating(scores=scores)
-    expect_same_device(**tensors)
+def expect(params: Params, scores: Tensor, rois_b: Tensor, truth: Tensor) -> None:
+    """Finite boxes and known labels."""
     boxes.expect_finite(rois_b=rois_b)
     columns = "x1, y1, x2, y2, s" if truth.shape[1] == 5 else ""
     boxes.expect_finite(columns, truth=truth)
     if truth.shape[1] == 5:
         _expect_labels(truth)
-    return forward(scores, rois_b, truth, params)
 
 
 def _expect_labels(truth: Tensor) -> None:
@@ -156,15 +126,59 @@ def _expect_labels(truth: Tensor) -> None:
         raise BlobError(text, truth=truth.shape)
 
 
-@register("RegionPairSampling", bottoms=3, tops=(1, 3))
-class RegionPairSampling(Layer):
-    Params = Params
-    bottom_names = ("scores", "rois_b", "truth")
-    tables = (1, 2)
-    infer = staticmethod(infer)
+def forward(params: Params, scores: Tensor, rois_b: Tensor, truth: Tensor) -> tuple[Tensor, ...]:
+    overlap = boxes.iou_matrix(truth[:, :4], boxes.corners(rois_b))
+    above, below = params.thresholds
+    positive = overlap > above
+    candidate = (overlap <= below if params.rule is Rule.RELEASED else overlap < below) & ~positive
+    if truth.shape[1] == 5:
+        positive &= truth[:, 4:] == 1  # a row without positives gets no negatives
+    ranked = scores.masked_fill(~candidate, -torch.inf).sort(dim=1, descending=True, stable=True)
+    chosen = torch.arange(scores.shape[1], device=scores.device) < positive.sum(1, keepdim=True)
+    negative = torch.zeros_like(candidate).scatter_(1, ranked.indices, chosen) & candidate
+    label = torch.full_like(scores, -1, memory_format=torch.contiguous_format)
+    label = label.masked_fill_(positive, 1).masked_fill_(negative, 0)
+    return label, positive.sum(), negative.sum()
 
-    def forward(self, scores: Tensor, rois_b: Tensor, truth: Tensor) -> Tops:
-        return _sample(self.params, scores, rois_b, truth)
+
+definition = Definition(
+    "region_pair_sampling",
+    Params,
+    BOTTOMS,
+    TOPS,
+    infer=infer,
+    meta=meta,
+    expect=expect,
+    forward=forward,
+    result=Tops,
+)
+
+
+def region_pair_sampling(
+    scores: Tensor,
+    rois_b: Tensor,
+    truth: Tensor,
+    rule: Rule | str = Params.rule,
+    positive_iou: float | None = Params.positive_iou,
+    negative_iou: float | None = Params.negative_iou,
+) -> Tops:
+    """Positives and hardest negatives among matches ``[P, S]``: label, and their numbers.
+
+    ``scores`` ``[P, S]`` rank the negatives; ``rois_b`` ``[S, 4 or 5]`` are B's regions and ``truth``
+    ``[P, 5]`` rows (x1, y1, x2, y2, s), or ``[P, 4]``, A's true matches in B, in image pixels, x2 and
+    y2 inside. ``label`` is 1, 0, or -1 for neither. Thresholds are the rule's unless given. Raises
+    ``BlobError`` for shapes that do not fit, boxes that are not finite (truths of rows with s != 1 may
+    be anything finite) or another s (on CUDA ``ValueError``, later); ``TypeError`` for dtypes and
+    devices. Source: SCNet, Section 4.
+    """
+    params = definition.params(rule, positive_iou, negative_iou)
+    tops: Tops = definition(params, scores, rois_b, truth)
+    return tops
+
+
+@register("RegionPairSampling")
+class RegionPairSampling(Layer):
+    definition = definition
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:

@@ -45,7 +45,8 @@ from torch import Tensor
 from ._runtime import cuda
 from ._runtime.cells import CellParams, Kept, as_tensor, clear_others, counts, place
 from ._runtime.checks import Shape, expect_axes, valueless
-from ._runtime.definition import Bottom, Definition, Role, Spec, Top
+from ._runtime.declared import Bottom, Role, Top
+from ._runtime.definition import Definition, Spec
 from ._runtime.dispatch import use_cuda
 from ._runtime.layer import Layer
 from ._runtime.operators import unbacked
@@ -311,12 +312,12 @@ def regularized_hough_matching(
     similarity: Tensor,
     size_a: Sequence[float] | Tensor,
     size_b: Sequence[float] | Tensor,
-    jump: float = 4.0,
-    receptive_field: int = 27,
-    margin: float | None = None,
-    cells: float = 8192.0,
-    sigma: float = SIGMA,
-    kernel_size: int = 7,
+    jump: float = Params.jump,
+    receptive_field: int = Params.receptive_field,
+    margin: float | None = Params.margin,
+    cells: float = Params.cells,
+    sigma: float = Params.sigma,
+    kernel_size: int = Params.kernel_size,
 ) -> Tensor:
     """The confidence ``[N, H, W, H', W']`` of a ``similarity`` of that shape, of matches of cells.
 

@@ -39,7 +39,8 @@ from torch import Tensor
 
 from ._runtime import boxes, cuda, tiles
 from ._runtime.checks import BlobError, Shape, deferred, expect_axes, raise_if, value_flag
-from ._runtime.definition import Bottom, Definition, Role, Spec, Top
+from ._runtime.declared import Bottom, Role, Top
+from ._runtime.definition import Definition, Spec
 from ._runtime.layer import Layer
 from ._runtime.params import param
 from ._runtime.registry import register
@@ -352,8 +353,8 @@ def roi_pooling(
     rois: Tensor,
     pooled_h: int,
     pooled_w: int,
-    spatial_scale: float = 1.0,
-    edges: Edges | str = Edges.exact,
+    spatial_scale: float = Params.spatial_scale,
+    edges: Edges | str = Params.edges,
 ) -> Tensor:
     """The map ``data`` ``[N, C, H, W]`` over regions, max pooled: ``[R, C, pooled_h, pooled_w]``.
 

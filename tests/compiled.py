@@ -261,6 +261,16 @@ class CompiledSuite:
         with pytest.raises(RuntimeError, match=words):
             second()
 
+    def test_a_penalty_on_the_gradient_is_not_dropped(self) -> None:
+        """Of tops whose own gradient is a constant."""
+        for sample in self.learning():
+            bottoms = self.leaves(sample)
+            learnt = [bottoms[i] for i in sample.differentiable]
+            loss = several(self.layer_of(sample)(*bottoms))[sample.tops[0]].sum()
+            first = torch.autograd.grad(loss, learnt, create_graph=True)
+            with pytest.raises(RuntimeError, match=refusal(self.definition.name, "second derivative")):
+                sum(x.square().sum() for x in first).backward()  # type: ignore[union-attr]
+
     def test_no_vmap(self) -> None:
         for sample in self.learning():
             layer, operator = self.layer_of(sample), self.operator(sample)

@@ -20,8 +20,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from enum import Enum
 from typing import Any, NamedTuple
 
 import torch
@@ -38,68 +36,11 @@ from .checks import (
     shapes,
     valueless,
 )
+from .declared import OWN, Bottom, Role, Top
 from .dispatch import forced, kernels_for, runs_kernels, use_cuda
 from .parallel import balanced, place
 from .schema import Schema
 from .sizes import shape_of, size_of, size_tensor
-
-
-class Role(Enum):
-    """What a bottom holds."""
-
-    MAP = "map"
-    """Features or scores: floating, all maps of one type on one device. A map has a gradient."""
-    TABLE = "table"
-    """Coordinates, which half precision would spoil: any type, on the maps' device."""
-    LABEL = "label"
-    """Classes or the like: any type, on the maps' device."""
-    COUNT = "count"
-    """How many rows of each image are valid: any type, on any device."""
-    SIZE = "size"
-    """An image, of which only the shape is read, or two values (height, width), on any device."""
-    SEED = "seed"
-    """What random numbers are drawn by, int64 ``[1]`` on the CPU: the layer's own, no net gives it."""
-    BLOB = "blob"
-    """A parameter blob of the layer, which learns as maps do."""
-
-
-OWN = (Role.SEED, Role.BLOB)
-"""The roles of what no net gives a layer."""
-
-
-@dataclass(frozen=True)
-class Bottom:
-    """A bottom, declared once. ``shape`` is for people to read."""
-
-    name: str
-    shape: str = ""
-    role: Role = Role.MAP
-    optional: bool = False
-    shared: bool = False
-    """Every item of a batch reads it whole: its first axis is not the batch's."""
-    partly: bool = False
-    """It is read at some of its cells alone."""
-    many: bool = False
-    """Any number of tensors, given as a list."""
-    why_no_gradient: str = ""
-    """Why a map gets none; what is no map gets none anyway."""
-    numbers: str = ""
-    """"floating", "integer" or "any" where it is not what the role says."""
-
-    @property
-    def differentiable(self) -> bool:
-        return self.role in (Role.MAP, Role.BLOB) and not self.why_no_gradient
-
-
-@dataclass(frozen=True)
-class Top:
-    """A top. One without a gradient says why; ``mean_of`` names the top or kept tensor that counts
-    what it is a mean over, by which several processes that share a batch balance it."""
-
-    name: str
-    why_no_gradient: str = ""
-    mean_of: str = ""
-
 
 Spec = tuple[Sequence[int], torch.dtype]
 """Shape and dtype of a tensor that a function will give."""
@@ -137,8 +78,9 @@ class Definition:
 
     ``forward_cuda`` and ``backward_cuda`` have the same signatures. ``expect(params, *bottoms)`` looks
     at values, unless kernels do it. ``traced``: compilers may look into ``forward`` and ``backward``;
-    else the operator stands for them. ``result`` makes a named tuple of the tops. Of bottoms that are
-    ``many``, only the first can be, and then it alone has a gradient.
+    else the operator stands for them. ``keeps_half``: under autocast half bottoms are taken as they
+    are, not as float32. ``result`` makes a named tuple of the tops. Of bottoms that are ``many``, only
+    the first can be, and then it alone has a gradient.
     """
 
     def __init__(
@@ -157,13 +99,14 @@ class Definition:
         kept: Sequence[str] = (),
         expect: Callable[..., None] | None = None,
         traced: bool = False,
+        keeps_half: bool = False,
         result: type[Any] | None = None,
     ) -> None:
         self.name, self.Params, self.schema = name, Params, Schema(Params)
         self.bottoms, self.tops, self.kept = tuple(bottoms), tuple(tops), tuple(kept)
         self.infer, self.meta, self.expect = infer, meta, expect
         self.forwards, self.backwards = (forward, forward_cuda), (backward, backward_cuda)
-        self.traced, self.result = traced, result
+        self.traced, self.keeps_half, self.result = traced, keeps_half, result
         self.keeps = "keep" in inspect.signature(forward).parameters
         self.many = self.bottoms[0].many
         self.maps = [i for i in self._of(Role.MAP) if not self.bottoms[i].numbers]
@@ -314,6 +257,8 @@ class Definition:
 
     def _full(self, bottoms: Sequence[Any]) -> Sequence[Any]:
         """Where autocast is on, half inputs are read as float32, as by torch's own norms and losses."""
+        if self.keeps_half:
+            return bottoms
         every = [x if i in self.sizes else _full(x) for i, x in enumerate(bottoms)]
         if self.many:
             every[0] = [_full(x) for x in bottoms[0]]

@@ -49,6 +49,7 @@ class LayerFunction(torch.autograd.Function):
             return tuple(found)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # a graph of the gradient
             leaves, spec = _pytree.tree_flatten(arguments)
+            leaves = leaves if transformed() else asking(leaves)
             own = LayerGradient.apply(d, ctx.kernels, ctx.params, spec, *leaves)
         else:
             own = d.differentiate(ctx.kernels, ctx.params, arguments)
@@ -59,6 +60,16 @@ class LayerFunction(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, d: Any, *inputs: Any) -> Any:
         raise RuntimeError(refusal(d.name, "vmap"))
+
+
+def asking(leaves: list[Any]) -> list[Any]:
+    """With one at least that asks for a gradient: or a layer's gradient would pass for a constant where
+    nothing that it is computed from does, and be dropped from a second one without a word."""
+    tensors = [x for x in leaves if isinstance(x, Tensor)]
+    if any(x.requires_grad for x in tensors):
+        return leaves
+    floating = [isinstance(x, Tensor) and x.is_floating_point() for x in leaves]
+    return [x.detach().requires_grad_() if y else x for x, y in zip(leaves, floating, strict=True)]
 
 
 class LayerGradient(torch.autograd.Function):

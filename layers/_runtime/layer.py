@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from .checks import Shape
-from .definition import OWN, Definition, Role
+from .declared import OWN, Role
+from .definition import Definition
 from .params import NoParams
 from .reach import SAME, Reach
 

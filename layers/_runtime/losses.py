@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,7 +53,8 @@ class LossParams:
 
 
 def positions(axis: int, shape: Shape) -> tuple[int, int, int]:
-    """(O, C, I) of a blob's shape and its (canonical) class axis."""
+    """(O, C, I) of a blob's shape and its class axis."""
+    axis %= len(shape)
     return prod(shape[:axis]), shape[axis], prod(shape[axis + 1 :])
 
 
@@ -102,6 +104,14 @@ def class_labels(
     Raises ValueError for a label that counts and is not one of 0 to ``classes`` - 1: of a label blob
     on the CPU with its value and place. ``block`` is the layer's that has an ``ignore_label``.
     """
+    # a compiler cannot trace what looks at values
+    found = _operator if torch.compiler.is_compiling() else _class_labels
+    return found(label, shape, classes, ignore_label, block)
+
+
+def _class_labels(
+    label: Tensor, shape: Shape, classes: int, ignore_label: int | None, block: str
+) -> tuple[Tensor, Tensor]:
     index = label.long()
     counts = torch.ones_like(index, dtype=torch.bool)
     if ignore_label is not None:
@@ -118,6 +128,22 @@ def class_labels(
     return index.where(counts & known, 0).reshape(shape), counts.reshape(shape)
 
 
+def _described(
+    label: Tensor, shape: Shape, classes: int, ignore_label: int | None, block: str
+) -> tuple[Tensor, Tensor]:
+    return label.new_empty(shape, dtype=torch.int64), label.new_empty(shape, dtype=torch.bool)
+
+
+_operator: Any = torch.library.custom_op(
+    "cortado::class_labels",
+    _class_labels,
+    mutates_args=(),
+    schema="(Tensor label, SymInt[] shape, SymInt classes, SymInt? ignore_label, str block)"
+    " -> (Tensor, Tensor)",
+)
+_operator.register_fake(_described)
+
+
 def loss_scale(mode: Normalization, shape: tuple[int, int], counts: Tensor, like: Tensor) -> Tensor:
     """By what a sum over ``shape`` (outer, inner) positions is multiplied, in the type of ``like``."""
     outer, inner = shape
@@ -125,8 +151,8 @@ def loss_scale(mode: Normalization, shape: tuple[int, int], counts: Tensor, like
         count = counts.sum()
         return balanced(1 / count.clamp(min=1).to(like.dtype), count)
     if mode is Normalization.NONE:
-        return like.new_tensor(place()[1])  # of which the mean over the processes is taken
-    return like.new_tensor(1 / max(1, outer * inner if mode is Normalization.FULL else outer))
+        return like.new_full((), place()[1])  # of which the mean over the processes is taken
+    return like.new_full((), 1 / max(1, outer * inner if mode is Normalization.FULL else outer))
 
 
 def wide(x: Tensor) -> Tensor:

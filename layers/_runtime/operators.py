@@ -21,7 +21,8 @@ from torch.autograd import forward_ad
 from .function import refusal
 
 if TYPE_CHECKING:
-    from .definition import Bottom, Definition
+    from .declared import Bottom
+    from .definition import Definition
 
 NAMESPACE = "cortado"
 _libraries: dict[str, torch.library.Library] = {}
@@ -95,9 +96,10 @@ class _Forward(_Operator):
         last = [*(["bool keep=True"] if d.keeps else []), 'str path=""']
         gives = f"({', '.join(['Tensor'] * len(d.outputs))})"
         super().__init__(d, library, d.name, [*bottoms, *d.schema.arguments, *last], gives)
-        if d.backwards[0]:
+        if d.learning and not d.keeps_half:
             for device in ("cpu", "cuda"):
                 torch.library.register_autocast(self.qualified, device, torch.float32, lib=library)
+        if d.learning:
             options: Any = {"setup_context": self.setup_context, "lib": library}
             torch.library.register_autograd(self.qualified, self.gradients, **options)
 
@@ -137,7 +139,8 @@ class _Forward(_Operator):
         outputs = [output] if isinstance(output, Tensor) else output
         specs = self.d.meta(ctx.params, *bottoms)
         present = [None if spec is None else x for spec, x in zip(specs, outputs, strict=True)]
-        ctx.unseen = [x for i in self.d.unseen for x in (bottoms[i].shape, bottoms[i].dtype)]
+        ctx.unseen = [x for i in self.d.unseen for x in _described(bottoms[i])]
+        ctx.empty = [i for i, x in enumerate(inputs) if isinstance(x, (list, tuple)) and not x]
         self.d.save(ctx, bottoms, present)
 
     def gradients(self, ctx: Any, *gradients: Tensor | None) -> Any:
@@ -155,6 +158,9 @@ class _Forward(_Operator):
         found: list[Any] = [None] * len(needs)
         for i, gradient in zip(d.learning, [every] if d.many else every, strict=True):
             found[i] = gradient
+        for i in ctx.empty:  # torch takes these for lists of tensors
+            if i < len(found):  # without defaults
+                found[i] = []
         return tuple(found)
 
 
@@ -164,9 +170,9 @@ FACTS = {"shape": "SymInt[]", "dtype": "ScalarType"}
 class _Backward(_Operator):
     """``cortado::<layer>_backward``: the gradients that are wanted, in one list.
 
-    Its arguments are what the layer's backward names, in that order; shape and dtype of a bottom that
-    learns where the bottom itself is not among them; which gradients are wanted; the parameters and
-    the path.
+    Its arguments are what the layer's backward names, in that order; sizes, numbers of axes and type of
+    a bottom that learns where the bottom itself is not among them; which gradients are wanted; the
+    parameters and the path.
     """
 
     def __init__(self, d: Definition, library: torch.library.Library) -> None:
@@ -181,7 +187,8 @@ class _Backward(_Operator):
             elif kind in FACTS:
                 arguments.append(f"{FACTS[kind]} {d.bottoms[i].name}_{kind}")
         for i in d.unseen:
-            arguments += [f"SymInt[] {d.bottoms[i].name}_size", f"ScalarType {d.bottoms[i].name}_type"]
+            name = d.bottoms[i].name
+            arguments += [f"SymInt[] {name}_sizes", f"int[] {name}_axes", f"ScalarType {name}_type"]
         arguments += ["bool[] wanted", *d.schema.arguments, 'str path=""']
         super().__init__(d, library, f"{d.name}_backward", arguments, "Tensor[]")
         torch.library.register_autograd(self.qualified, self.no_second, lib=library)
@@ -190,7 +197,7 @@ class _Backward(_Operator):
         """What backward names; shape and dtype of each bottom that learns; wanted, parameters, path."""
         d, given = self.d, iter(self.full(arguments))
         named = [None if kind == "wanted" else next(given) for kind, _ in d.named]
-        specs = {i: (next(given), next(given)) for i in d.unseen}
+        specs = {i: _undescribed(next(given), next(given), next(given)) for i in d.unseen}
         wanted, *scalars, path = given
         named = [
             tuple(wanted) if kind == "wanted" else x
@@ -199,7 +206,7 @@ class _Backward(_Operator):
         described: list[Any] = []
         for i in d.learning:
             if i in specs:
-                described.append(specs[i])
+                described += specs[i]
             else:
                 x = next(x for x, key in zip(named, d.named, strict=True) if key == ("bottom", i))
                 row = x if isinstance(x, list) else [x]
@@ -228,6 +235,18 @@ class _Backward(_Operator):
 
 def _tensor(bottom: Bottom) -> str:
     return "Tensor[]" if bottom.many else "Tensor?" if bottom.optional else "Tensor"
+
+
+def _described(bottom: Tensor | Sequence[Tensor]) -> tuple[list[Any], list[int], torch.dtype]:
+    """The sizes of a bottom, or of all its tensors in one row, how many axes each has, and the type."""
+    tensors = [bottom] if isinstance(bottom, Tensor) else list(bottom)
+    return [n for x in tensors for n in x.shape], [x.dim() for x in tensors], tensors[0].dtype
+
+
+def _undescribed(sizes: Sequence[Any], axes: Sequence[int], dtype: torch.dtype) -> list[Any]:
+    """Shape and dtype of each tensor."""
+    rest = iter(sizes)
+    return [(tuple(next(rest) for _ in range(count)), dtype) for count in axes]
 
 
 def _apart(found: list[Tensor]) -> list[Tensor]:

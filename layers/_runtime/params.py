@@ -125,6 +125,13 @@ class BlobShape:
     dim: tuple[int, ...] = param((), low=0, wide=True)
 
 
+class Gradient(Enum):
+    """The derivative of the forward, or the released layer's backward."""
+
+    exact = 0
+    published = 1
+
+
 class Engine(Enum):
     """Caffe's ``engine`` fields. Specs give them; every path computes the same, so all are ignored."""
 

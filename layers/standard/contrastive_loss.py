@@ -14,21 +14,23 @@ therefore 0. For a margin of images' points see CorrespondenceContrastiveLoss.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .._runtime.checks import BlobError, Shape
+from .._runtime.declared import Bottom, Role, Top
+from .._runtime.definition import Definition, Spec
 from .._runtime.layer import Layer
-from .._runtime.losses import expect_items, wide
+from .._runtime.losses import expect_items
 from .._runtime.params import param
 from .._runtime.registry import register
 from .._runtime.samples import Sample, normal
+from .._runtime.wide import wide, wide_dtype
 
 EPSILON = 1e-4
 
@@ -39,6 +41,14 @@ class Params:
 
     margin: float = param(1.0)
     legacy_version: bool = param(False, doc="max(0, margin - d^2) for dissimilar pairs")
+
+
+BOTTOMS = (
+    Bottom("a", "[N, C]"),
+    Bottom("b", "[N, C]"),
+    Bottom("similar", "[N]", Role.LABEL),
+)
+TOPS = (Top("loss"),)
 
 
 def infer(params: Params, a: Shape, b: Shape, similar: Shape) -> tuple[Shape, ...]:
@@ -54,53 +64,67 @@ def infer(params: Params, a: Shape, b: Shape, similar: Shape) -> tuple[Shape, ..
     return ((),)
 
 
-class Function(torch.autograd.Function):
-    """a and b [N, C], which pairs are similar [N], margin, legacy -> loss."""
-
-    @staticmethod
-    def forward(a: Tensor, b: Tensor, similar: Tensor, margin: float, legacy: bool) -> Tensor:
-        squared = (a - b).square().sum(1)
-        gap = margin - (squared if legacy else squared.sqrt())
-        hinge = gap.masked_fill(gap < 0, 0)  # NaN stays
-        terms = torch.where(similar, squared, hinge if legacy else hinge.square())
-        return terms.sum() / max(1, len(a)) / 2
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, ctx.margin, ctx.legacy = inputs
-        ctx.save_for_backward(*tensors)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        a, b, similar = ctx.saved_tensors
-        difference = a - b
-        squared = difference.square().sum(1)
-        distance = squared.sqrt()
-        gap = ctx.margin - (squared if ctx.legacy else distance)
-        pull = -torch.ones_like(gap) if ctx.legacy else -gap / (distance + EPSILON)
-        factor = torch.where(similar, 1, pull.where(gap > 0, 0))
-        found = (grad / max(1, len(a)) * factor)[:, None] * difference
-        return found, -found, None, None, None
+def meta(params: Params, a: Tensor, b: Tensor, similar: Tensor) -> Sequence[Spec]:
+    """The loss; which pairs are similar ``[N]``."""
+    return ((), wide_dtype(a.dtype)), (a.shape[:1], torch.bool)
 
 
-@register("ContrastiveLoss", bottoms=3)
+def forward(params: Params, a: Tensor, b: Tensor, similar: Tensor) -> tuple[Tensor, Tensor]:
+    n = a.shape[0]
+    alike = similar.reshape(n).long() != 0
+    squared = _difference(a, b).square().sum(1)
+    gap = params.margin - (squared if params.legacy_version else squared.sqrt())
+    hinge = gap.masked_fill(gap < 0, 0)  # NaN stays
+    terms = torch.where(alike, squared, hinge if params.legacy_version else hinge.square())
+    return terms.sum() / max(1, n) / 2, alike
+
+
+def backward(
+    params: Params,
+    loss_gradient: Tensor,
+    a: Tensor,
+    b: Tensor,
+    alike: Tensor,
+    wanted: tuple[bool, bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    difference = _difference(a, b)
+    squared = difference.square().sum(1)
+    distance = squared.sqrt()
+    gap = params.margin - (squared if params.legacy_version else distance)
+    pull = -torch.ones_like(gap) if params.legacy_version else -gap / (distance + EPSILON)
+    factor = torch.where(alike, 1, pull.where(gap > 0, 0))
+    found = (loss_gradient / max(1, a.shape[0]) * factor)[:, None] * difference
+    return (
+        found.reshape(a.shape).to(a.dtype) if wanted[0] else None,
+        (-found).reshape(b.shape).to(b.dtype) if wanted[1] else None,
+    )
+
+
+def _difference(a: Tensor, b: Tensor) -> Tensor:
+    n, channels = a.shape[0], prod(a.shape[1:])
+    return wide(a).reshape(n, channels) - wide(b).reshape(n, channels)
+
+
+definition = Definition(
+    "contrastive_loss",
+    Params,
+    BOTTOMS,
+    TOPS,
+    kept=("alike",),
+    infer=infer,
+    meta=meta,
+    forward=forward,
+    backward=backward,
+    traced=True,
+)
+
+
+@register("ContrastiveLoss")
 class ContrastiveLoss(Layer):
     """See the module's text."""
 
-    Params = Params
-    bottom_names = ("a", "b", "similar")
+    definition = definition
     is_loss = True
-    labels = (2,)
-    infer = staticmethod(infer)
-
-    def forward(self, a: Tensor, b: Tensor, similar: Tensor) -> Tensor:
-        infer(self.params, tuple(a.shape), tuple(b.shape), tuple(similar.shape))
-        n, channels = a.shape[0], prod(a.shape[1:])
-        pair = (wide(x).reshape(n, channels) for x in (a, b))
-        alike = similar.reshape(n).long() != 0
-        loss: Tensor = Function.apply(*pair, alike, self.params.margin, self.params.legacy_version)
-        return loss
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:

@@ -8,17 +8,18 @@ bottom is 0.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import reduce
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .._runtime.checks import BlobError, Shape
+from .._runtime.declared import Bottom, Top
+from .._runtime.definition import Definition, Spec
 from .._runtime.layer import Layer
 from .._runtime.params import param
 from .._runtime.registry import register
@@ -46,7 +47,11 @@ class Params:
             raise ValueError("coeff goes with SUM, not with PROD")
 
 
-def infer(params: Params, *bottoms: Shape) -> tuple[Shape, ...]:
+BOTTOMS = (Bottom("bottoms", many=True),)
+TOPS = (Top("top"),)
+
+
+def infer(params: Params, *bottoms: Shape) -> tuple[Shape]:
     """The top's shape; raises BlobError where bottoms differ, or coeff has another length."""
     for i, shape in enumerate(bottoms):
         if shape != bottoms[0]:
@@ -59,48 +64,86 @@ def infer(params: Params, *bottoms: Shape) -> tuple[Shape, ...]:
     return (bottoms[0],)
 
 
-class UnstableProduct(torch.autograd.Function):
-    """The product whose gradient is the top divided by the bottom."""
-
-    @staticmethod
-    def forward(*bottoms: Tensor) -> Tensor:
-        return reduce(torch.mul, bottoms)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(output, *inputs)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        top, *bottoms = ctx.saved_tensors
-        needed = zip(bottoms, ctx.needs_input_grad, strict=True)
-        return tuple(top / bottom * grad if need else None for bottom, need in needed)
+def maximum_meta(params: Params, bottoms: Sequence[Tensor]) -> Sequence[Spec]:
+    """The maximum; the index of the bottom that gave it."""
+    shape = bottoms[0].shape
+    return (shape, bottoms[0].dtype), (shape, torch.int32)
 
 
-class Maximum(torch.autograd.Function):
-    """The maximum, and the index of the bottom that gave it."""
+def maximum_forward(params: Params, bottoms: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    first = bottoms[0] > bottoms[1]
+    top, winner = torch.where(first, bottoms[0], bottoms[1]), (~first).int()
+    for i, bottom in enumerate(bottoms[2:], 2):
+        above = bottom > top
+        top, winner = torch.where(above, bottom, top), winner.masked_fill_(above, i)
+    return top, winner
 
-    @staticmethod
-    def forward(*bottoms: Tensor) -> tuple[Tensor, Tensor]:
-        first = bottoms[0] > bottoms[1]
-        top, winner = torch.where(first, bottoms[0], bottoms[1]), (~first).int()
-        for i, bottom in enumerate(bottoms[2:], 2):
-            above = bottom > top
-            top, winner = torch.where(above, bottom, top), winner.masked_fill_(above, i)
-        return top, winner
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(output[1])
-        ctx.mark_non_differentiable(output[1])
+def maximum_backward(
+    params: Params, wanted: Sequence[bool], top_gradient: Tensor, winner: Tensor
+) -> list[Tensor | None]:
+    return [top_gradient.masked_fill(winner != i, 0) if want else None for i, want in enumerate(wanted)]
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        (winner,) = ctx.saved_tensors
-        needed = enumerate(ctx.needs_input_grad)
-        return tuple(grad.masked_fill(winner != i, 0) if need else None for i, need in needed)
+
+maximum = Definition(
+    "maximum",
+    Params,
+    BOTTOMS,
+    TOPS,
+    kept=("winner",),
+    infer=infer,
+    meta=maximum_meta,
+    forward=maximum_forward,
+    backward=maximum_backward,
+    traced=True,
+    keeps_half=True,
+)
+
+
+def product(bottoms: Sequence[Tensor]) -> Tensor:
+    return reduce(torch.mul, bottoms)
+
+
+def product_meta(params: Params, bottoms: Sequence[Tensor]) -> Sequence[Spec]:
+    return ((bottoms[0].shape, bottoms[0].dtype),)
+
+
+def product_forward(params: Params, bottoms: Sequence[Tensor]) -> tuple[Tensor]:
+    return (product(bottoms),)
+
+
+def product_backward(
+    params: Params,
+    wanted: Sequence[bool],
+    top_gradient: Tensor,
+    top: Tensor,
+    bottoms: Sequence[Tensor],
+) -> list[Tensor | None]:
+    """The top divided by the bottom."""
+    needed = zip(bottoms, wanted, strict=True)
+    return [top / bottom * top_gradient if want else None for bottom, want in needed]
+
+
+unstable_product = Definition(
+    "unstable_product",
+    Params,
+    BOTTOMS,
+    TOPS,
+    infer=infer,
+    meta=product_meta,
+    forward=product_forward,
+    backward=product_backward,
+    traced=True,
+    keeps_half=True,
+)
+
+
+def defined(definition: Definition, params: Params, bottoms: Sequence[Tensor]) -> Tensor:
+    """The top; autocast may have left bottoms of several types, of which it has the widest."""
+    if len(dtypes := {bottom.dtype for bottom in bottoms}) > 1:
+        widest = reduce(torch.promote_types, dtypes)
+        bottoms = [bottom.to(widest) for bottom in bottoms]
+    return definition(params, list(bottoms))
 
 
 def weighted_sum(bottoms: tuple[Tensor, ...], coeff: tuple[float, ...]) -> Tensor:
@@ -123,13 +166,12 @@ class Eltwise(Layer):
 
     def forward(self, *bottoms: Tensor) -> Tensor:
         p: Params = self.params
-        self.check(*bottoms)
-        if p.operation is EltwiseOp.SUM:
-            return weighted_sum(bottoms, p.coeff)
         if p.operation is EltwiseOp.MAX:
-            top, _ = Maximum.apply(*bottoms)
-            return top
-        return reduce(torch.mul, bottoms) if p.stable_prod_grad else UnstableProduct.apply(*bottoms)
+            return defined(maximum, p, bottoms)
+        if p.operation is EltwiseOp.PROD and not p.stable_prod_grad:
+            return defined(unstable_product, p, bottoms)
+        self.check(*bottoms)
+        return weighted_sum(bottoms, p.coeff) if p.operation is EltwiseOp.SUM else product(bottoms)
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:

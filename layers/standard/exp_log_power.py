@@ -10,16 +10,19 @@ does, scale power top / (shift + scale x): NaN where that is 0/0. It is exact fo
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import isinf, log
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .._runtime.checks import Shape
+from .._runtime.declared import Bottom, Top
+from .._runtime.definition import Definition, Spec
 from .._runtime.layer import Layer
 from .._runtime.params import param
 from .._runtime.registry import register
@@ -35,12 +38,12 @@ class ExpParams:
     shift: float = param(0.0)
 
     def __post_init__(self) -> None:
-        if not (self.base > 0 or self.base == -1) or isinf(self.base):
+        if not (self.base > 0 or self.base == -1) or math.isinf(self.base):
             raise ValueError(f"base must be above 0, or -1 for e, got {self.base:g}")
 
     @property
     def log_base(self) -> float:
-        return 1.0 if self.base == -1 else log(self.base)
+        return 1.0 if self.base == -1 else math.log(self.base)
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,17 @@ class PowerParams:
     shift: float = param(0.0)
 
 
-def infer(params: object, bottom: Shape) -> tuple[Shape, ...]:
+BOTTOMS = (Bottom("bottom"),)
+TOPS = (Top("top"),)
+
+
+def infer(params: object, bottom: Shape) -> tuple[Shape]:
     """The top's shape is the bottom's."""
     return (bottom,)
+
+
+def meta(params: object, bottom: Tensor) -> Sequence[Spec]:
+    return ((bottom.shape, bottom.dtype),)
 
 
 def affine(x: Tensor, scale: float, shift: float = 0.0) -> Tensor:
@@ -73,83 +84,99 @@ def affine(x: Tensor, scale: float, shift: float = 0.0) -> Tensor:
     return x + shift if shift else x
 
 
-class Exp(torch.autograd.Function):
-    """base^(shift + scale x), whose gradient Caffe computes from the top."""
-
-    @staticmethod
-    def forward(x: Tensor, params: ExpParams) -> Tensor:
-        outer = torch.tensor(params.log_base * params.shift, dtype=torch.float64).exp()
-        return affine(affine(x, params.log_base * params.scale).exp(), float(outer))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ExpParams], output: Tensor) -> None:
-        ctx.factor = inputs[1].log_base * inputs[1].scale
-        ctx.save_for_backward(output)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (y,) = ctx.saved_tensors
-        return affine(grad * y, ctx.factor), None
+@cache
+def _exp(exponent: float) -> float:
+    """Infinite where math's raises."""
+    return float(torch.tensor(exponent, dtype=torch.float64).exp())
 
 
-class Log(torch.autograd.Function):
-    """log(shift + scale x) to the base, whose gradient Caffe computes from the bottom."""
-
-    @staticmethod
-    def forward(x: Tensor, params: LogParams) -> Tensor:
-        return affine(affine(x, params.scale, params.shift).log(), 1 / params.log_base)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, LogParams], output: Tensor) -> None:
-        x, ctx.params = inputs
-        ctx.save_for_backward(x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (x,) = ctx.saved_tensors
-        p: LogParams = ctx.params
-        return grad * (p.scale / p.log_base) / affine(x, p.scale, p.shift), None
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def outer_scale(params: ExpParams) -> float:
+    """base^shift."""
+    return _exp(params.log_base * params.shift)
 
 
-class Power(torch.autograd.Function):
-    """(shift + scale x)^power with Caffe's gradient."""
+def exp_forward(params: ExpParams, bottom: Tensor) -> tuple[Tensor]:
+    return (affine(affine(bottom, params.log_base * params.scale).exp(), outer_scale(params)),)
 
-    @staticmethod
-    def forward(x: Tensor, params: PowerParams) -> Tensor:
-        p = params
-        if p.power * p.scale == 0:
-            constant = torch.tensor(p.shift, dtype=x.dtype).pow(p.power)
-            return torch.full_like(x, float(constant))
-        return affine(x, p.scale, p.shift).pow(p.power)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, PowerParams], output: Tensor) -> None:
-        x, ctx.params = inputs
-        ctx.save_for_backward(x, output)
+def exp_backward(params: ExpParams, top_gradient: Tensor, top: Tensor) -> Tensor:
+    """From the top, as Caffe computes it."""
+    return affine(top_gradient * top, params.log_base * params.scale)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        x, y = ctx.saved_tensors
-        p: PowerParams = ctx.params
-        factor = p.power * p.scale
-        if factor == 0:
-            return torch.zeros_like(grad), None
-        if p.power == 1:
-            return grad * factor, None
-        if p.power == 2:
-            return grad * affine(x, factor * p.scale, factor * p.shift), None
-        if p.shift == 0:
-            return grad * (y / x).mul_(p.power), None
-        return grad * (y / affine(x, p.scale, p.shift)).mul_(factor), None
+
+def log_forward(params: LogParams, bottom: Tensor) -> tuple[Tensor]:
+    return (affine(affine(bottom, params.scale, params.shift).log(), 1 / params.log_base),)
+
+
+def log_backward(params: LogParams, top_gradient: Tensor, bottom: Tensor) -> Tensor:
+    """From the bottom, as Caffe computes it."""
+    factor = params.scale / params.log_base
+    return top_gradient * factor / affine(bottom, params.scale, params.shift)
+
+
+def power_forward(params: PowerParams, bottom: Tensor) -> tuple[Tensor]:
+    p = params
+    if p.power * p.scale == 0:
+        constant = torch.full((), p.shift, dtype=bottom.dtype).pow(p.power)
+        return (torch.empty_like(bottom).fill_(constant),)
+    return (affine(bottom, p.scale, p.shift).pow(p.power),)
+
+
+def power_backward(params: PowerParams, top_gradient: Tensor, bottom: Tensor, top: Tensor) -> Tensor:
+    p = params
+    factor = p.power * p.scale
+    if factor == 0:
+        return torch.zeros_like(top_gradient)
+    if p.power == 1:
+        return top_gradient * factor
+    if p.power == 2:
+        return top_gradient * affine(bottom, factor * p.scale, factor * p.shift)
+    if p.shift == 0:
+        return top_gradient * (top / bottom).mul_(p.power)
+    return top_gradient * (top / affine(bottom, p.scale, p.shift)).mul_(factor)
+
+
+exp = Definition(
+    "exp",
+    ExpParams,
+    BOTTOMS,
+    TOPS,
+    infer=infer,
+    meta=meta,
+    forward=exp_forward,
+    backward=exp_backward,
+    traced=True,
+    keeps_half=True,
+)
+log = Definition(
+    "log",
+    LogParams,
+    BOTTOMS,
+    TOPS,
+    infer=infer,
+    meta=meta,
+    forward=log_forward,
+    backward=log_backward,
+    traced=True,
+    keeps_half=True,
+)
+power = Definition(
+    "power",
+    PowerParams,
+    BOTTOMS,
+    TOPS,
+    infer=infer,
+    meta=meta,
+    forward=power_forward,
+    backward=power_backward,
+    traced=True,
+    keeps_half=True,
+)
 
 
 class _Elementwise(Layer):
     rereads = True
-    bottom_names = ("bottom",)
-    infer = staticmethod(infer)
     parameters_sampled: tuple[Any, ...] = ()
 
     @classmethod
@@ -164,31 +191,23 @@ class _Elementwise(Layer):
 class ExpLayer(_Elementwise):
     """See the module's text."""
 
-    Params = ExpParams
+    definition = exp
     parameters_sampled = (ExpParams(), ExpParams(2.0, -1.5, 0.7), ExpParams(scale=0.3, shift=-1.0))
-
-    def forward(self, bottom: Tensor) -> Tensor:
-        top: Tensor = Exp.apply(bottom, self.params)
-        return top
 
 
 @register("Log")
 class LogLayer(_Elementwise):
     """See the module's text."""
 
-    Params = LogParams
+    definition = log
     parameters_sampled = (LogParams(shift=1.5), LogParams(10.0, -1.5, 2.0), LogParams(0.3, shift=1.2))
-
-    def forward(self, bottom: Tensor) -> Tensor:
-        top: Tensor = Log.apply(bottom, self.params)
-        return top
 
 
 @register("Power")
 class PowerLayer(_Elementwise):
     """See the module's text."""
 
-    Params = PowerParams
+    definition = power
     parameters_sampled = (
         PowerParams(0.75, 0.5, 1.5),
         PowerParams(1.0, -2.0, 0.5),
@@ -204,7 +223,3 @@ class PowerLayer(_Elementwise):
         """A constant's gradient is zero: no check of it could fail."""
         found = super().samples(size, rng)
         return [replace(s, check_gradient=bool(s.params.power * s.params.scale)) for s in found]
-
-    def forward(self, bottom: Tensor) -> Tensor:
-        top: Tensor = Power.apply(bottom, self.params)
-        return top

@@ -12,6 +12,7 @@ behaviour.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -19,10 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .._runtime.caffe_files import read_blob
 from .._runtime.checks import BlobError, Shape
+from .._runtime.declared import Bottom, Role, Top
+from .._runtime.definition import Definition, Spec
 from .._runtime.layer import Layer
 from .._runtime.losses import (
     LossParams,
@@ -31,11 +33,12 @@ from .._runtime.losses import (
     expect_items,
     expect_one_label_each,
     loss_scale,
-    wide,
+    positions,
 )
 from .._runtime.params import param
 from .._runtime.registry import register
 from .._runtime.samples import Sample, normal
+from .._runtime.wide import wide, wide_dtype
 
 LEAST = 1e-20
 
@@ -53,64 +56,97 @@ class Params:
             raise ValueError("normalize is an old form that is not read here: give normalization")
 
 
-def infer(params: Params, scores: Shape, label: Shape, *infogain: Shape) -> tuple[Shape, ...]:
+BOTTOMS = (
+    Bottom("scores", "[..., C, ...]"),
+    Bottom("label", "[N, ...]", Role.LABEL),
+    Bottom("infogain", "[C, C]", Role.TABLE, optional=True, shared=True),
+)
+TOPS = (Top("loss"), Top("prob", why_no_gradient="as in Caffe"))
+
+
+def infer(
+    params: Params, scores: Shape, label: Shape, infogain: Shape | None = None
+) -> tuple[Shape, ...]:
     """The scalar top and the softmax's shape; raises BlobError for labels or H that do not fit."""
     expect_items(scores=scores, label=label)
     _, classes, _ = expect_one_label_each(params.axis, scores, label)
-    if not infogain and not params.source:
+    if infogain is None and not params.source:
         raise BlobError("H is missing: give infogain_loss_param.source or a third bottom")
-    _expect_square(classes, scores, *infogain)
+    if infogain is not None and prod(infogain) != classes * classes:
+        raise BlobError(
+            f"expected {{infogain}} to have {classes} x {classes} elements for {{scores}}",
+            infogain=infogain,
+            scores=scores,
+        )
     return ((), scores)
 
 
-def _expect_square(classes: int, scores: Shape, *infogain: Shape) -> None:
-    for shape in infogain:
-        if prod(shape) != classes * classes:
-            raise BlobError(
-                f"expected {{infogain}} to have {classes} x {classes} elements for {{scores}}",
-                infogain=shape,
-                scores=scores,
-            )
+def meta(params: Params, scores: Tensor, label: Tensor, infogain: Tensor | None) -> Sequence[Spec]:
+    """The loss and the softmax; indices and which of them count ``[O, I]``, the sum's factor."""
+    outer, _, inner = positions(params.axis, scores.shape)
+    dtype, each = wide_dtype(scores.dtype), (outer, inner)
+    return (
+        ((), dtype),
+        (scores.shape, dtype),
+        (each, torch.int64),
+        (each, torch.bool),
+        ((), dtype),
+    )
 
 
-class Function(torch.autograd.Function):
-    """Scores [O, C, I], indices [O, I], which of them count, H [C, C], the sum's factor -> loss,
-    softmax."""
-
-    @staticmethod
-    def forward(
-        scores: Tensor, index: Tensor, counts: Tensor, infogain: Tensor, scale: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        prob = scores.softmax(1)
-        terms = (infogain[index].movedim(-1, 1) * prob.clamp(min=LEAST).log()).sum(1)
-        return -terms.where(counts, 0).sum() * scale, prob
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(output[1], *inputs[1:])
-        ctx.mark_non_differentiable(output[1])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        prob, index, counts, infogain, scale = ctx.saved_tensors
-        rows = infogain[index].movedim(-1, 1)
-        found = prob * infogain.sum(1)[index][:, None] - rows
-        return found.where(counts[:, None], 0) * (grad * scale), None, None, None, None
+def forward(params: Params, scores: Tensor, label: Tensor, infogain: Tensor) -> tuple[Tensor, ...]:
+    loss_param = params.loss_param
+    outer, classes, inner = positions(params.axis, scores.shape)
+    x = wide(scores).reshape(outer, classes, inner)
+    matrix = infogain.to(x.dtype).reshape(classes, classes)
+    index, counts = class_labels(label, (outer, inner), classes, loss_param.ignore_label, "loss_param")
+    scale = loss_scale(loss_param.mode(Normalization.VALID), (outer, inner), counts, x)
+    prob = x.softmax(1)
+    terms = (matrix[index].movedim(-1, 1) * prob.clamp(min=LEAST).log()).sum(1)
+    loss = -terms.where(counts, 0).sum() * scale
+    return loss, prob.reshape(scores.shape), index, counts, scale
 
 
-@register("InfogainLoss", bottoms=(2, 3), tops=(1, 2))
+def backward(
+    params: Params,
+    loss_gradient: Tensor,
+    infogain: Tensor,
+    prob: Tensor,
+    index: Tensor,
+    counts: Tensor,
+    scale: Tensor,
+    scores_dtype: torch.dtype,
+) -> Tensor:
+    shape = positions(params.axis, prob.shape)
+    matrix = infogain.to(prob.dtype).reshape(shape[1], shape[1])
+    rows = matrix[index].movedim(-1, 1)
+    found = prob.reshape(shape) * matrix.sum(1)[index][:, None] - rows
+    found = found.where(counts[:, None], 0) * (loss_gradient * scale)
+    return found.reshape(prob.shape).to(scores_dtype)
+
+
+definition = Definition(
+    "infogain_loss",
+    Params,
+    BOTTOMS,
+    TOPS,
+    kept=("index", "counts", "scale"),
+    infer=infer,
+    meta=meta,
+    forward=forward,
+    backward=backward,
+    traced=True,
+)
+
+
+@register("InfogainLoss")
 class InfogainLoss(Layer):
     """See the module's text."""
 
-    Params = Params
-    bottom_names = ("scores", "label", "infogain")
+    definition = definition
     is_loss = True
     weights_given = True
-    labels = (1,)
     refused_bottoms = (1, 2)
-    shared = (2,)
-    infer = staticmethod(infer)
     infogain: Tensor | None
 
     def __init__(
@@ -124,27 +160,14 @@ class InfogainLoss(Layer):
         matrix = torch.from_numpy(read_blob(source)) if source else None
         self.register_buffer("infogain", matrix, persistent=False)
         if matrix is not None and bottom_shapes:
-            _, classes, _ = expect_one_label_each(self.params.axis, *bottom_shapes)
-            _expect_square(classes, bottom_shapes[0], tuple(matrix.shape))
+            infer(self.params, bottom_shapes[0], bottom_shapes[1], tuple(matrix.shape))
 
     def forward(
         self, scores: Tensor, label: Tensor, infogain: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        p: Params = self.params
-        given = () if infogain is None else (tuple(infogain.shape),)
-        infer(p, tuple(scores.shape), tuple(label.shape), *given)
-        outer, classes, inner = expect_one_label_each(p.axis, scores.shape, label.shape)
-        x = wide(scores).reshape(outer, classes, inner)
-        matrix = self.infogain if infogain is None else infogain.detach()
-        assert matrix is not None
-        matrix = matrix.to(x).reshape(classes, classes)
-        index, counts = class_labels(
-            label, (outer, inner), classes, p.loss_param.ignore_label, "loss_param"
-        )
-        mode = p.loss_param.mode(Normalization.VALID)
-        scale = loss_scale(mode, (outer, inner), counts, x.detach())
-        loss, prob = Function.apply(x, index, counts, matrix, scale)
-        return loss, prob.reshape(scores.shape)
+        matrix = self.infogain if infogain is None else infogain
+        tops: tuple[Tensor, Tensor] = definition(self.params, scores, label, matrix)
+        return tops
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:

@@ -12,6 +12,7 @@ Bottom [N, C, H, W], top of the same shape. Half precision is summed in float32.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -19,16 +20,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .._runtime import cuda
-from .._runtime.checks import Shape, expect_axes, expect_floating
-from .._runtime.dispatch import use_cuda
+from .._runtime.checks import Shape, expect_axes
+from .._runtime.declared import Bottom, Top
+from .._runtime.definition import Definition, Spec
+from .._runtime.dispatch import kernels_for
 from .._runtime.layer import Layer
 from .._runtime.params import Engine, param
 from .._runtime.reach import SAME, Reach, window
 from .._runtime.registry import register
 from .._runtime.samples import Sample, normal
+from .._runtime.wide import wide, wide_dtype
 
 
 class NormRegion(Enum):
@@ -58,10 +61,19 @@ class Params:
         return (1,) if self.norm_region is NormRegion.ACROSS_CHANNELS else (2, 3)
 
 
-def infer(params: Params, bottom: Shape) -> tuple[Shape, ...]:
+BOTTOMS = (Bottom("bottom", "[N, C, H, W]"),)
+TOPS = (Top("top"),)
+
+
+def infer(params: Params, bottom: Shape) -> tuple[Shape]:
     """The top's shape; raises BlobError unless the bottom has 4 axes."""
     expect_axes("N C H W", bottom=bottom)
     return (bottom,)
+
+
+def meta(params: Params, bottom: Tensor) -> Sequence[Spec]:
+    """The top; the scale."""
+    return (bottom.shape, bottom.dtype), (bottom.shape, wide_dtype(bottom.dtype))
 
 
 def window_mean(x: Tensor, params: Params) -> Tensor:
@@ -89,18 +101,19 @@ def inverse_power(scale: Tensor, beta: float) -> Tensor:
     return scale.pow(-beta)
 
 
-def forward(x: Tensor, params: Params) -> tuple[Tensor, Tensor]:
-    """y, and scale for backward."""
+def forward(params: Params, bottom: Tensor) -> tuple[Tensor, Tensor]:
+    x = wide(bottom)
     k = params.k if params.norm_region is NormRegion.ACROSS_CHANNELS else 1.0
     scale = window_mean(x.square(), params).mul_(params.alpha).add_(k)
-    return inverse_power(scale, params.beta).mul_(x), scale
+    return inverse_power(scale, params.beta).mul_(x).to(bottom.dtype), scale
 
 
-def backward(grad: Tensor, x: Tensor, scale: Tensor, params: Params) -> Tensor:
+def backward(params: Params, top_gradient: Tensor, bottom: Tensor, scale: Tensor) -> Tensor:
     """dx = dy scale^-beta - 2 alpha beta x mean(dy x scale^(-beta-1) over the window)."""
-    direct = inverse_power(scale, params.beta).mul_(grad)
-    cross = window_mean((direct * x).div_(scale), params)
-    return direct.addcmul_(cross, x, value=-2 * params.alpha * params.beta)
+    x = wide(bottom)
+    direct = inverse_power(scale, params.beta).mul_(wide(top_gradient))
+    cross = window_mean((direct * x).div_(scale), params).mul_(-2 * params.alpha * params.beta)
+    return direct.addcmul_(cross, x).to(bottom.dtype)  # with its value compilers round otherwise
 
 
 kernels = cuda.Kernels(__file__)
@@ -112,18 +125,29 @@ def covers(params: Params) -> bool:
     return params.norm_region is NormRegion.ACROSS_CHANNELS and params.local_size in WINDOWS
 
 
-def forward_cuda(x: Tensor, params: Params) -> Tensor:
-    x = x.contiguous()
+def infer_covered(params: Params, bottom: Shape) -> tuple[Shape]:
+    """The same; raises ValueError for what the kernels do not compute."""
+    if not covers(params):
+        raise ValueError(f"the kernels are for windows of {WINDOWS} channels")
+    return infer(params, bottom)
+
+
+def forward_cuda(params: Params, bottom: Tensor) -> tuple[Tensor]:
+    x = bottom.contiguous()
     y = torch.empty_like(x)
     kernels.launch("lrn_forward", x=x, y=y, **_launch(x, params))
-    return y
+    return (y,)
 
 
-def backward_cuda(grad: Tensor, x: Tensor, params: Params) -> Tensor:
-    x = x.contiguous()
+def backward_cuda(params: Params, top_gradient: Tensor, bottom: Tensor) -> Tensor:
+    x = bottom.contiguous()
     gradient = torch.empty_like(x)
     kernels.launch(
-        "lrn_backward", top_gradient=grad.contiguous(), x=x, gradient=gradient, **_launch(x, params)
+        "lrn_backward",
+        top_gradient=top_gradient.contiguous(),
+        x=x,
+        gradient=gradient,
+        **_launch(x, params),
     )
     return gradient
 
@@ -150,40 +174,42 @@ def _launch(x: Tensor, params: Params) -> dict[str, Any]:
     }
 
 
-class Function(torch.autograd.Function):
-    @staticmethod
-    def forward(x: Tensor, params: Params) -> tuple[Tensor, Tensor]:
-        if covers(params) and use_cuda(x):
-            return forward_cuda(x, params), x.new_empty(0)  # its backward needs no scale
-        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        top, scale = forward(wide, params)
-        return top.to(x.dtype), scale
+definition = Definition(
+    "lrn",
+    Params,
+    BOTTOMS,
+    TOPS,
+    kept=("scale",),
+    infer=infer,
+    meta=meta,
+    forward=forward,
+    backward=backward,
+    traced=True,
+    keeps_half=True,
+)
+# The kernels compute the scale again, which is dear in torch operations: they keep nothing.
+by_kernels = Definition(
+    "lrn_by_kernels",
+    Params,
+    BOTTOMS,
+    TOPS,
+    infer=infer_covered,
+    meta=lambda params, bottom: meta(params, bottom)[:1],
+    forward=lambda params, bottom: forward(params, bottom)[:1],
+    backward=lambda params, top_gradient, bottom: backward(
+        params, top_gradient, bottom, forward(params, bottom)[1]
+    ),
+    forward_cuda=forward_cuda,
+    backward_cuda=backward_cuda,
+    keeps_half=True,
+)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, ctx.params = inputs
-        ctx.save_for_backward(x, output[1])
-        ctx.mark_non_differentiable(output[1])
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None]:
-        x, scale = ctx.saved_tensors
-        if covers(ctx.params) and use_cuda(x):
-            return backward_cuda(grad, x, ctx.params), None
-        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        if scale.numel() != x.numel():
-            scale = forward(wide, ctx.params)[1]
-        return backward(grad.to(wide.dtype), wide, scale, ctx.params).to(x.dtype), None
-
-
-@register("LRN", bottoms=1, tops=1)
+@register("LRN")
 class LRN(Layer):
     """See the module's text."""
 
-    Params = Params
-    bottom_names = ("bottom",)
-    infer = staticmethod(infer)
+    definition = definition
 
     @classmethod
     def reach(cls, params: Any, i: int, bottom: Shape, j: int, top: Shape) -> tuple[Reach, ...] | None:
@@ -191,10 +217,8 @@ class LRN(Layer):
         return tuple(window(n, pad=n // 2) if axis in axes else SAME for axis in (2, 3))
 
     def forward(self, bottom: Tensor) -> Tensor:
-        self.check(bottom)
-        expect_floating(bottom=bottom)
-        top, _ = Function.apply(bottom, self.params)
-        return top
+        chosen = by_kernels if covers(self.params) and kernels_for(bottom) else definition
+        return chosen(self.params, bottom)
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:

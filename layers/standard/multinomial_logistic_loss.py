@@ -7,21 +7,27 @@ gradient -1/(N p). No items: loss 0. Source: Caffe's behaviour.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .._runtime.checks import Shape
+from .._runtime.declared import Bottom, Role, Top
+from .._runtime.definition import Definition, Spec
 from .._runtime.layer import Layer
-from .._runtime.losses import class_labels, expect_one_label_an_item, wide
+from .._runtime.losses import class_labels, expect_one_label_an_item
 from .._runtime.params import NoParams
 from .._runtime.registry import register
 from .._runtime.samples import Sample
+from .._runtime.wide import wide, wide_dtype
 
 LEAST = 1e-20
+
+BOTTOMS = (Bottom("scores", "[N, ...]"), Bottom("label", "[N]", Role.LABEL))
+TOPS = (Top("loss"),)
 
 
 def infer(params: NoParams, scores: Shape, label: Shape) -> tuple[Shape, ...]:
@@ -30,42 +36,48 @@ def infer(params: NoParams, scores: Shape, label: Shape) -> tuple[Shape, ...]:
     return ((),)
 
 
-class Function(torch.autograd.Function):
-    """Probabilities [N, C], indices [N] -> loss."""
-
-    @staticmethod
-    def forward(prob: Tensor, index: Tensor) -> Tensor:
-        chosen = prob.gather(1, index[:, None]).clamp(min=LEAST)
-        return -chosen.log().sum() / max(1, len(prob))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        prob, index = ctx.saved_tensors
-        chosen = prob.gather(1, index[:, None]).clamp(min=LEAST)
-        slope = -grad / max(1, len(prob)) / chosen
-        return torch.zeros_like(prob).scatter(1, index[:, None], slope), None
+def meta(params: NoParams, scores: Tensor, label: Tensor) -> Sequence[Spec]:
+    """The loss; indices ``[N]``."""
+    return ((), wide_dtype(scores.dtype)), (scores.shape[:1], torch.int64)
 
 
-@register("MultinomialLogisticLoss", bottoms=2)
+def forward(params: NoParams, scores: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    n, classes = scores.shape[0], prod(scores.shape[1:])
+    index, _ = class_labels(label, (n,), classes)
+    chosen = wide(scores).reshape(n, classes).gather(1, index[:, None]).clamp(min=LEAST)
+    return -chosen.log().sum() / max(1, n), index
+
+
+def backward(params: NoParams, loss_gradient: Tensor, scores: Tensor, index: Tensor) -> Tensor:
+    n = scores.shape[0]
+    prob = wide(scores).reshape(n, prod(scores.shape[1:]))
+    chosen = prob.gather(1, index[:, None]).clamp(min=LEAST)
+    slope = -loss_gradient / max(1, n) / chosen
+    found = torch.zeros_like(prob).scatter(1, index[:, None], slope)
+    return found.reshape(scores.shape).to(scores.dtype)
+
+
+definition = Definition(
+    "multinomial_logistic_loss",
+    NoParams,
+    BOTTOMS,
+    TOPS,
+    kept=("index",),
+    infer=infer,
+    meta=meta,
+    forward=forward,
+    backward=backward,
+    traced=True,
+)
+
+
+@register("MultinomialLogisticLoss")
 class MultinomialLogisticLoss(Layer):
     """See the module's text."""
 
-    bottom_names = ("scores", "label")
+    definition = definition
     is_loss = True
-    labels = (1,)
     refused_bottoms = (1,)
-    infer = staticmethod(infer)
-
-    def forward(self, scores: Tensor, label: Tensor) -> Tensor:
-        n, classes = expect_one_label_an_item(scores.shape, label.shape)
-        index, _ = class_labels(label, (n,), classes)
-        loss: Tensor = Function.apply(wide(scores).reshape(n, classes), index)
-        return loss
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:

@@ -11,19 +11,21 @@ that of the formula for a small eps.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .._runtime.checks import BlobError, Shape
+from .._runtime.declared import Bottom, Top
+from .._runtime.definition import Definition, Spec
 from .._runtime.layer import Layer
 from .._runtime.params import param
 from .._runtime.registry import register
 from .._runtime.samples import Sample, normal
+from .._runtime.wide import wide, wide_dtype
 
 
 @dataclass(frozen=True)
@@ -35,63 +37,83 @@ class Params:
     eps: float = param(1e-9, doc="added to the standard deviation")
 
 
-def infer(params: Params, bottom: Shape) -> tuple[Shape, ...]:
+BOTTOMS = (Bottom("bottom", "[N], [N, C], [N, C, H] or [N, C, H, W]"),)
+TOPS = (Top("top"),)
+
+
+def infer(params: Params, bottom: Shape) -> tuple[Shape]:
     """The top's shape; raises BlobError for more than 4 axes."""
     if len(bottom) > 4:
         raise BlobError("expected {bottom} to have at most 4 axes", bottom=bottom)
-    return (bottom + (1,) * (4 - len(bottom)),)
+    return ((*bottom, *(1,) * (4 - len(bottom))),)
 
 
-def forward(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Normalised rows ``[groups, elements]``, and what they were divided by ``[groups, 1]``."""
-    centred = x - x.mean(1, keepdim=True)
-    std = centred.square().mean(1, keepdim=True).sqrt_().add_(eps)
-    return centred.div_(std), std
+def rows_of(params: Params, bottom: Tensor) -> Tensor:
+    """``[groups, elements]``, each row with statistics of its own, in float32 or wider."""
+    ((*groups, height, width),) = infer(params, bottom.shape)
+    if params.across_channels:
+        groups, elements = groups[:1], groups[1] * height * width
+    else:
+        elements = height * width
+    return wide(bottom.reshape(math.prod(groups), elements))
 
 
-def backward(grad: Tensor, y: Tensor, std: Tensor) -> Tensor:
+def meta(params: Params, bottom: Tensor) -> Sequence[Spec | None]:
+    """The top; the same in the type of sums, unless it is that; what its rows were divided by."""
+    (shape,) = infer(params, bottom.shape)
+    dtype = wide_dtype(bottom.dtype)
+    groups = shape[0] if params.across_channels else shape[0] * shape[1]
+    y = None if bottom.dtype == dtype else (shape, dtype)
+    return (shape, bottom.dtype), y, ((groups, 1), dtype)
+
+
+def forward(params: Params, bottom: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    rows = rows_of(params, bottom)
+    centred = rows - rows.mean(1, keepdim=True)
+    std = centred.square().mean(1, keepdim=True).sqrt_().add_(params.eps)
+    (shape,) = infer(params, bottom.shape)
+    y = centred.div_(std).view(shape)
+    return (y, None, std) if y.dtype == bottom.dtype else (y.to(bottom.dtype), y, std)
+
+
+def backward(
+    params: Params, top_gradient: Tensor, y: Tensor, std: Tensor, bottom_shape: Shape
+) -> Tensor:
     """dx = (dy - mean(dy) - y mean(y dy)) / std."""
-    along = (grad * y).mean(1, keepdim=True)
-    return (grad - grad.mean(1, keepdim=True)).addcmul_(y, along, value=-1).div_(std)
+    g, rows = rows_of(params, top_gradient), rows_of(params, y)
+    along = (g * rows).mean(1, keepdim=True).neg_()  # of addcmul's value compilers round otherwise
+    found = (g - g.mean(1, keepdim=True)).addcmul_(rows, along)
+    return found.div_(std).to(top_gradient.dtype).view(bottom_shape)
 
 
-class Function(torch.autograd.Function):
-    @staticmethod
-    def forward(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        return forward(x, eps)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(*output)
-        ctx.mark_non_differentiable(output[1])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None]:
-        return backward(grad, *ctx.saved_tensors), None
+definition = Definition(
+    "mvn",
+    Params,
+    BOTTOMS,
+    TOPS,
+    kept=("y", "std"),
+    infer=infer,
+    meta=meta,
+    forward=forward,
+    backward=backward,
+    traced=True,
+    keeps_half=True,
+)
 
 
 @register("MVN")
 class MVN(Layer):
     """See the module's text."""
 
-    Params = Params
+    definition = definition
     rereads = True
-    bottom_names = ("bottom",)
-    infer = staticmethod(infer)
 
     def forward(self, bottom: Tensor) -> Tensor:
-        p: Params = self.params
-        (shape,) = infer(p, tuple(bottom.shape))
-        lead = shape[0] if p.across_channels else shape[0] * shape[1]
-        rows = bottom.reshape(lead, bottom.numel() // max(1, lead))
-        if bottom.dtype in (torch.float16, torch.bfloat16):
-            rows = rows.float()
-        if p.normalize_variance:
-            top, _ = Function.apply(rows, p.eps)
-        else:
-            top = rows - rows.mean(1, keepdim=True)
-        return top.to(bottom.dtype).reshape(shape)
+        if self.params.normalize_variance:
+            return definition(self.params, bottom)
+        (shape,) = infer(self.params, bottom.shape)
+        rows = rows_of(self.params, bottom)
+        return (rows - rows.mean(1, keepdim=True)).to(bottom.dtype).reshape(shape)
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:

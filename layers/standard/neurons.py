@@ -14,16 +14,18 @@ Threshold has no gradient.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .._runtime.checks import Shape
+from .._runtime.declared import Bottom, Top
+from .._runtime.definition import Definition, Spec
 from .._runtime.layer import Layer
 from .._runtime.params import Engine, param
 from .._runtime.registry import register
@@ -74,9 +76,113 @@ class ThresholdParams:
     threshold: float = param(0.0, infinite=True)
 
 
-def infer(params: object, bottom: Shape) -> tuple[Shape, ...]:
+BOTTOMS = (Bottom("bottom"),)
+TOPS = (Top("top"),)
+
+
+def infer(params: object, bottom: Shape) -> tuple[Shape]:
     """The top's shape is the bottom's."""
     return (bottom,)
+
+
+def meta(params: object, bottom: Tensor) -> Sequence[Spec]:
+    return ((bottom.shape, bottom.dtype),)
+
+
+def leaky_forward(params: ReLUParams, bottom: Tensor) -> tuple[Tensor]:
+    return (F.leaky_relu(bottom, params.negative_slope),)
+
+
+def leaky_backward(params: ReLUParams, top_gradient: Tensor, bottom: Tensor) -> Tensor:
+    """The gradient at 0 that of below, whatever the slope."""
+    below = bottom.clamp(max=0).eq_(bottom).mul_(top_gradient)
+    return (top_gradient - below).add_(below, alpha=params.negative_slope)
+
+
+def clip_forward(params: ClipParams, bottom: Tensor) -> tuple[Tensor]:
+    # torch would have max, not min, win
+    return (bottom.clamp(params.min, max(params.min, params.max)),)
+
+
+def clip_backward(params: ClipParams, top_gradient: Tensor, bottom: Tensor) -> Tensor:
+    """The gradient passes at both bounds too, where that of torch's clamp depends on the version."""
+    return top_gradient * ((bottom >= params.min) & (bottom <= params.max))
+
+
+def elu_forward(params: ELUParams, bottom: Tensor) -> tuple[Tensor]:
+    return (F.elu(bottom, params.alpha),)
+
+
+def elu_backward(params: ELUParams, top_gradient: Tensor, bottom: Tensor, top: Tensor) -> Tensor:
+    """The gradient from the top, as Caffe has it: alpha + y below 0."""
+    return top_gradient.where(bottom > 0, top_gradient * (top + params.alpha))
+
+
+def swish_meta(params: SwishParams, bottom: Tensor) -> Sequence[Spec]:
+    """The top; the sigmoids."""
+    return (bottom.shape, bottom.dtype), (bottom.shape, bottom.dtype)
+
+
+def swish_forward(params: SwishParams, bottom: Tensor) -> tuple[Tensor, Tensor]:
+    sigmoid = torch.sigmoid(bottom * params.beta)
+    return bottom * sigmoid, sigmoid
+
+
+def swish_backward(params: SwishParams, top_gradient: Tensor, top: Tensor, sigmoid: Tensor) -> Tensor:
+    """The gradient from the top and the sigmoid, as Caffe has it: beta y + s (1 - beta y)."""
+    scaled = top * params.beta
+    return top_gradient * (1 - scaled).mul_(sigmoid).add_(scaled)
+
+
+leaky_relu = Definition(
+    "leaky_relu",
+    ReLUParams,
+    BOTTOMS,
+    TOPS,
+    infer=infer,
+    meta=meta,
+    forward=leaky_forward,
+    backward=leaky_backward,
+    traced=True,
+    keeps_half=True,
+)
+clip = Definition(
+    "clip",
+    ClipParams,
+    BOTTOMS,
+    TOPS,
+    infer=infer,
+    meta=meta,
+    forward=clip_forward,
+    backward=clip_backward,
+    traced=True,
+    keeps_half=True,
+)
+elu = Definition(
+    "elu",
+    ELUParams,
+    BOTTOMS,
+    TOPS,
+    infer=infer,
+    meta=meta,
+    forward=elu_forward,
+    backward=elu_backward,
+    traced=True,
+    keeps_half=True,
+)
+swish = Definition(
+    "swish",
+    SwishParams,
+    BOTTOMS,
+    TOPS,
+    kept=("sigmoid",),
+    infer=infer,
+    meta=swish_meta,
+    forward=swish_forward,
+    backward=swish_backward,
+    traced=True,
+    keeps_half=True,
+)
 
 
 class Neuron(Layer):
@@ -94,26 +200,6 @@ class Neuron(Layer):
         return [Sample(params, (x,)) for params in cls.sampled or (cls.Params(),)]
 
 
-class LeakyFunction(torch.autograd.Function):
-    """The gradient at 0 that of below, whatever the slope."""
-
-    @staticmethod
-    def forward(x: Tensor, slope: float) -> Tensor:
-        return F.leaky_relu(x, slope)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
-        x, ctx.slope = inputs
-        ctx.save_for_backward(x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (x,) = ctx.saved_tensors
-        below = x.clamp(max=0).eq_(x).mul_(grad)
-        return (grad - below).add_(below, alpha=ctx.slope), None
-
-
 @register("ReLU", block="relu_param")
 class ReLU(Neuron):
     """max(0, x) + negative_slope min(0, x)."""
@@ -129,8 +215,9 @@ class ReLU(Neuron):
         if not slope:
             return torch.relu(bottom)
         # At a kink torch promises the smaller of the gradients beside it: the slope, if that is 0 to 1.
-        leaky = F.leaky_relu if 0 < slope <= 1 else LeakyFunction.apply
-        return leaky(bottom, slope)
+        if 0 < slope <= 1:
+            return F.leaky_relu(bottom, slope)
+        return leaky_relu(self.params, bottom)
 
 
 @register("TanH", block="tanh_param")
@@ -171,100 +258,28 @@ class BNLL(Neuron):
         return F.softplus(bottom, threshold=50)
 
 
-class ClipFunction(torch.autograd.Function):
-    """The gradient passes at both bounds too, where that of torch's clamp depends on the version."""
-
-    @staticmethod
-    def forward(x: Tensor, least: float, most: float) -> Tensor:
-        return x.clamp(least, max(least, most))  # torch would have most, not least, win
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float, float], output: Tensor) -> None:
-        x, ctx.least, ctx.most = inputs
-        ctx.save_for_backward(x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (x,) = ctx.saved_tensors
-        return grad * ((x >= ctx.least) & (x <= ctx.most)), None, None
-
-
 @register("Clip")
 class Clip(Neuron):
     """max(min(x, max), min)."""
 
-    Params = ClipParams
+    definition = clip
     sampled = (ClipParams(-1.2, 0.7),)
-
-    def forward(self, bottom: Tensor) -> Tensor:
-        top: Tensor = ClipFunction.apply(bottom, self.params.min, self.params.max)
-        return top
-
-
-class ELUFunction(torch.autograd.Function):
-    """The gradient from the top, as Caffe has it: alpha + y below 0."""
-
-    @staticmethod
-    def forward(x: Tensor, alpha: float) -> Tensor:
-        return F.elu(x, alpha)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
-        x, ctx.alpha = inputs
-        ctx.save_for_backward(x, output)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        x, y = ctx.saved_tensors
-        return grad.where(x > 0, grad * (y + ctx.alpha)), None
-
-
-class SwishFunction(torch.autograd.Function):
-    """The gradient from the top and the sigmoid, as Caffe has it: beta y + s (1 - beta y)."""
-
-    @staticmethod
-    def forward(x: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-        sigmoid = torch.sigmoid(x * beta)
-        return x * sigmoid, sigmoid
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: tuple[Tensor, Tensor]) -> None:
-        ctx.beta = inputs[1]
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(*output)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None]:
-        y, sigmoid = ctx.saved_tensors
-        scaled = y * ctx.beta
-        return grad * (1 - scaled).mul_(sigmoid).add_(scaled), None
 
 
 @register("ELU")
 class ELU(Neuron):
     """x above 0, alpha (exp(x) - 1) below (Clevert et al. 2016, equation 15)."""
 
-    Params = ELUParams
+    definition = elu
     sampled = (ELUParams(0.6),)
-
-    def forward(self, bottom: Tensor) -> Tensor:
-        top: Tensor = ELUFunction.apply(bottom, self.params.alpha)
-        return top
 
 
 @register("Swish")
 class Swish(Neuron):
     """x sigmoid(beta x) (Ramachandran et al. 2017)."""
 
-    Params = SwishParams
+    definition = swish
     sampled = (SwishParams(), SwishParams(-1.7))
-
-    def forward(self, bottom: Tensor) -> Tensor:
-        top, _ = SwishFunction.apply(bottom, self.params.beta)
-        return top
 
 
 @register("Threshold")

@@ -6,6 +6,7 @@ channels with ``channel_shared``. The gradient at 0 is a.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +14,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .._runtime.checks import BlobError, Shape
+from .._runtime.declared import Bottom, Role, Top
+from .._runtime.definition import Definition, Spec
 from .._runtime.fillers import FillerParams, FillerType, parameter
 from .._runtime.layer import Layer
 from .._runtime.params import param
@@ -31,46 +33,63 @@ class Params:
     channel_shared: bool = param(False, doc="one slope for all channels")
 
 
-def infer(params: Params, bottom: Shape) -> tuple[Shape, ...]:
-    """The top's shape is the bottom's; raises BlobError unless that has channels."""
+BOTTOMS = (Bottom("bottom", "[N, C, ...]"), Bottom("slope", "[C] or []", Role.BLOB))
+TOPS = (Top("top"),)
+
+
+def infer(params: Params, bottom: Shape, slope: Shape = ()) -> tuple[Shape]:
+    """The top's shape is the bottom's; raises BlobError unless that has channels, as many as slopes."""
     if len(bottom) < 2:
         raise BlobError("expected {bottom} to be [N, C, ...]", bottom=bottom)
+    if slope and slope[0] != bottom[1]:
+        raise BlobError(
+            f"{{bottom}} has {bottom[1]} channels, the slopes are for {slope[0]}", bottom=bottom
+        )
     return (bottom,)
 
 
-class Function(torch.autograd.Function):
-    """x and slopes -> top. Both gradients at 0 are those of below, which torch does not promise."""
+def meta(params: Params, bottom: Tensor, slope: Tensor) -> Sequence[Spec]:
+    return ((bottom.shape, bottom.dtype),)
 
-    @staticmethod
-    def forward(x: Tensor, slope: Tensor) -> Tensor:
-        return F.prelu(x, slope)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+def forward(params: Params, bottom: Tensor, slope: Tensor) -> tuple[Tensor]:
+    return (F.prelu(bottom, slope.to(bottom.dtype)),)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x, slope = ctx.saved_tensors
-        below = x.clamp(max=0).eq_(x).mul_(grad)
-        to_x = to_slope = None
-        if ctx.needs_input_grad[0]:
-            beside = slope.reshape(-1, *(1,) * (x.dim() - 2))
-            to_x = (grad - below).addcmul_(below, beside)
-        if ctx.needs_input_grad[1]:
-            others = (0, *range(2, x.dim())) if slope.dim() else tuple(range(x.dim()))
-            to_slope = below.mul_(x).sum(others)
-        return to_x, to_slope
+
+def backward(
+    params: Params, wanted: Sequence[bool], top_gradient: Tensor, bottom: Tensor, slope: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """Both gradients at 0 are those of below, which torch does not promise."""
+    below = bottom.clamp(max=0).eq_(bottom).mul_(top_gradient)
+    to_bottom = to_slope = None
+    if wanted[0]:
+        beside = slope.reshape(-1, *(1,) * (bottom.dim() - 2))
+        to_bottom = (top_gradient - below).addcmul_(below, beside)
+    if wanted[1]:
+        others = (0, *range(2, bottom.dim())) if slope.dim() else tuple(range(bottom.dim()))
+        to_slope = below.mul_(bottom).sum(others).to(slope.dtype)
+    return to_bottom, to_slope
+
+
+definition = Definition(
+    "prelu",
+    Params,
+    BOTTOMS,
+    TOPS,
+    infer=infer,
+    meta=meta,
+    forward=forward,
+    backward=backward,
+    traced=True,
+    keeps_half=True,
+)
 
 
 @register("PReLU", block="prelu_param")
 class PReLU(Layer):
     """See the module's text."""
 
-    Params = Params
-    bottom_names = ("bottom",)
-    infer = staticmethod(infer)
+    definition = definition
 
     def __init__(
         self,
@@ -86,14 +105,10 @@ class PReLU(Layer):
         self.slope = parameter(shape, params.filler, generator)
 
     def forward(self, bottom: Tensor) -> Tensor:
-        self.check(bottom)
-        if self.slope.dim() and len(self.slope) != bottom.shape[1]:
-            raise BlobError(
-                f"{{bottom}} has {bottom.shape[1]} channels, the slopes are for {len(self.slope)}",
-                bottom=bottom.shape,
-            )
-        top: Tensor = Function.apply(bottom, self.slope)
-        return top
+        device = bottom.device.type
+        if device != "meta" and torch.is_autocast_enabled(device):  # where torch's own PReLU is half
+            bottom = bottom.to(torch.get_autocast_dtype(device))
+        return definition(self.params, bottom, self.slope)
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:

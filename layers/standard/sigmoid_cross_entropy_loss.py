@@ -8,19 +8,24 @@ what the sum is divided by: by default BATCH_SIZE, N. Source: Caffe's behaviour.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .._runtime.checks import BlobError, Shape
+from .._runtime.declared import Bottom, Role, Top
+from .._runtime.definition import Definition, Spec
 from .._runtime.layer import Layer
-from .._runtime.losses import LossParams, Normalization, expect_items, loss_scale, wide
+from .._runtime.losses import LossParams, Normalization, expect_items, loss_scale
 from .._runtime.registry import register
 from .._runtime.samples import Sample, normal
+from .._runtime.wide import wide, wide_dtype
+
+BOTTOMS = (Bottom("scores", "[N, ...]"), Bottom("target", "[N, ...]", Role.LABEL))
+TOPS = (Top("loss"),)
 
 
 def infer(params: LossParams, scores: Shape, target: Shape) -> tuple[Shape, ...]:
@@ -31,49 +36,60 @@ def infer(params: LossParams, scores: Shape, target: Shape) -> tuple[Shape, ...]
     return ((),)
 
 
-class Function(torch.autograd.Function):
-    """Scores, targets, which of them count, the sum's factor -> loss."""
-
-    @staticmethod
-    def forward(x: Tensor, target: Tensor, counts: Tensor, scale: Tensor) -> Tensor:
-        # log, not log1p: 1 + exp(-|x|) is rounded in Caffe, so that saturated scores lose exactly 0.
-        terms = x.clamp(min=0) - x * target + (1 + (-x.abs()).exp()).log()
-        return terms.where(counts, 0).sum() * scale
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, target, counts, scale = ctx.saved_tensors
-        found = (0.5 * (0.5 * x).tanh() + 0.5) - target  # Caffe's sigmoid: 0 and 1 where it saturates
-        return found.where(counts, 0) * (grad * scale), None, None, None
+def meta(params: LossParams, scores: Tensor, target: Tensor) -> Sequence[Spec]:
+    """The loss; which targets count, the sum's factor."""
+    dtype = wide_dtype(scores.dtype)
+    return ((), dtype), (scores.shape, torch.bool), ((), dtype)
 
 
-@register("SigmoidCrossEntropyLoss", bottoms=2, block="loss_param")
+def forward(params: LossParams, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    x = wide(scores)
+    target = target.reshape(x.shape).to(x.dtype)
+    counts = torch.ones_like(target, dtype=torch.bool)
+    if params.ignore_label is not None:
+        counts = target.trunc() != params.ignore_label
+    shape = (x.shape[0], prod(x.shape[1:]))
+    scale = loss_scale(params.mode(Normalization.BATCH_SIZE), shape, counts, x)
+    # log, not log1p: 1 + exp(-|x|) is rounded in Caffe, so that saturated scores lose exactly 0.
+    terms = x.clamp(min=0) - x * target + (1 + (-x.abs()).exp()).log()
+    return terms.where(counts, 0).sum() * scale, counts, scale
+
+
+def backward(
+    params: LossParams,
+    loss_gradient: Tensor,
+    scores: Tensor,
+    target: Tensor,
+    counts: Tensor,
+    scale: Tensor,
+) -> Tensor:
+    x = wide(scores)
+    target = target.reshape(x.shape).to(x.dtype)
+    found = (0.5 * (0.5 * x).tanh() + 0.5) - target  # Caffe's sigmoid: 0 and 1 where it saturates
+    return (found.where(counts, 0) * (loss_gradient * scale)).to(scores.dtype)
+
+
+definition = Definition(
+    "sigmoid_cross_entropy_loss",
+    LossParams,
+    BOTTOMS,
+    TOPS,
+    kept=("counts", "scale"),
+    infer=infer,
+    meta=meta,
+    forward=forward,
+    backward=backward,
+    traced=True,
+)
+
+
+@register("SigmoidCrossEntropyLoss", block="loss_param")
 class SigmoidCrossEntropyLoss(Layer):
     """See the module's text."""
 
-    Params = LossParams
-    bottom_names = ("scores", "target")
+    definition = definition
     is_loss = True
-    labels = (1,)
     refused_bottoms = (1,)
-    infer = staticmethod(infer)
-
-    def forward(self, scores: Tensor, target: Tensor) -> Tensor:
-        infer(self.params, scores.shape, target.shape)
-        x = wide(scores)
-        target = target.detach().reshape(scores.shape).to(x.dtype)
-        counts = torch.ones_like(target, dtype=torch.bool)
-        if self.params.ignore_label is not None:
-            counts = target.trunc() != self.params.ignore_label
-        shape = (scores.shape[0], prod(scores.shape[1:]))
-        scale = loss_scale(self.params.mode(Normalization.BATCH_SIZE), shape, counts, x.detach())
-        loss: Tensor = Function.apply(x, target, counts, scale)
-        return loss
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:

@@ -9,15 +9,16 @@ second top cannot be had, as in Caffe 1.0. Source: Caffe's behaviour.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .._runtime.checks import Shape
+from .._runtime.declared import Bottom, Role, Top
+from .._runtime.definition import Definition, Spec
 from .._runtime.layer import Layer
 from .._runtime.losses import (
     LossParams,
@@ -26,11 +27,12 @@ from .._runtime.losses import (
     expect_items,
     expect_one_label_each,
     loss_scale,
-    wide,
+    positions,
 )
 from .._runtime.params import Engine, param
 from .._runtime.registry import register
 from .._runtime.samples import Sample, normal
+from .._runtime.wide import wide, wide_dtype
 
 LEAST = torch.finfo(torch.float32).tiny
 
@@ -44,6 +46,10 @@ class Params:
     loss_param: LossParams = param(LossParams())
 
 
+BOTTOMS = (Bottom("scores", "[..., C, ...]"), Bottom("label", "[N, ...]", Role.LABEL))
+TOPS = (Top("loss"),)
+
+
 def infer(params: Params, scores: Shape, label: Shape) -> tuple[Shape, ...]:
     """The scalar top; raises BlobError unless there is a label for each position."""
     expect_items(scores=scores, label=label)
@@ -51,53 +57,67 @@ def infer(params: Params, scores: Shape, label: Shape) -> tuple[Shape, ...]:
     return ((),)
 
 
-class Function(torch.autograd.Function):
-    """Scores [O, C, I], indices [O, I], which of them count, the sum's factor -> loss, softmax."""
-
-    @staticmethod
-    def forward(scores: Tensor, index: Tensor, counts: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        prob = scores.softmax(1)
-        chosen = prob.gather(1, index[:, None])[:, 0].clamp(min=LEAST)
-        return -chosen.log().where(counts, 0).sum() * scale, prob
-
-    @staticmethod
-    def setup_context(
-        ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor], output: tuple[Tensor, Tensor]
-    ) -> None:
-        ctx.save_for_backward(output[1], *inputs[1:])
-        ctx.mark_non_differentiable(output[1])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        prob, index, counts, scale = ctx.saved_tensors
-        found = prob.scatter(1, index[:, None], prob.gather(1, index[:, None]) - 1)
-        return found.where(counts[:, None], 0) * (grad * scale), None, None, None
+def meta(params: Params, scores: Tensor, label: Tensor) -> Sequence[Spec]:
+    """The loss; the softmax ``[O, C, I]``, indices and which of them count ``[O, I]``, the sum's
+    factor."""
+    outer, classes, inner = positions(params.axis, scores.shape)
+    dtype, each = wide_dtype(scores.dtype), (outer, inner)
+    return (
+        ((), dtype),
+        ((outer, classes, inner), dtype),
+        (each, torch.int64),
+        (each, torch.bool),
+        ((), dtype),
+    )
 
 
-@register("SoftmaxWithLoss", bottoms=2, block="softmax_param")
+def forward(params: Params, scores: Tensor, label: Tensor) -> tuple[Tensor, ...]:
+    loss_param = params.loss_param
+    outer, classes, inner = positions(params.axis, scores.shape)
+    index, counts = class_labels(label, (outer, inner), classes, loss_param.ignore_label, "loss_param")
+    x = wide(scores).reshape(outer, classes, inner)
+    scale = loss_scale(loss_param.mode(Normalization.VALID), (outer, inner), counts, x)
+    prob = x.softmax(1)
+    chosen = prob.gather(1, index[:, None])[:, 0].clamp(min=LEAST)
+    return -chosen.log().where(counts, 0).sum() * scale, prob, index, counts, scale
+
+
+def backward(
+    params: Params,
+    loss_gradient: Tensor,
+    prob: Tensor,
+    index: Tensor,
+    counts: Tensor,
+    scale: Tensor,
+    scores_shape: Shape,
+    scores_dtype: torch.dtype,
+) -> Tensor:
+    found = prob.scatter(1, index[:, None], prob.gather(1, index[:, None]) - 1)
+    found = found.where(counts[:, None], 0) * (loss_gradient * scale)
+    return found.reshape(scores_shape).to(scores_dtype)
+
+
+definition = Definition(
+    "softmax_with_loss",
+    Params,
+    BOTTOMS,
+    TOPS,
+    kept=("prob", "index", "counts", "scale"),
+    infer=infer,
+    meta=meta,
+    forward=forward,
+    backward=backward,
+    traced=True,
+)
+
+
+@register("SoftmaxWithLoss", block="softmax_param")
 class SoftmaxWithLoss(Layer):
     """See the module's text."""
 
-    Params = Params
-    bottom_names = ("scores", "label")
+    definition = definition
     is_loss = True
-    labels = (1,)
     refused_bottoms = (1,)
-    infer = staticmethod(infer)
-
-    def forward(self, scores: Tensor, label: Tensor) -> Tensor:
-        expect_items(scores=scores.shape, label=label.shape)
-        p: Params = self.params
-        outer, classes, inner = expect_one_label_each(p.axis, scores.shape, label.shape)
-        found = class_labels(label, (outer, inner), classes, p.loss_param.ignore_label, "loss_param")
-        index, counts = found
-        scores = wide(scores).reshape(outer, classes, inner)
-        scale = loss_scale(
-            p.loss_param.mode(Normalization.VALID), (outer, inner), counts, scores.detach()
-        )
-        loss, _ = Function.apply(scores, index, counts, scale)
-        return loss
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:

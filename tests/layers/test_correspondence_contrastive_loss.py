@@ -10,6 +10,7 @@ from cortado.layers.correspondence_contrastive_loss import (
     Gradient,
     Params,
     correspondence_contrastive_loss,
+    forward,
     forward_cuda,
 )
 from cuda_host import needs_compiler, on_host
@@ -251,7 +252,7 @@ def test_memory_grows_with_the_pairs_not_their_square():
 )
 def test_kernels_note_wrong_values(column, value):
     with on_host(), pytest.raises(ValueError, match="not finite, or s not 1, 0 or -1"):
-        forward_cuda(*MAPS, bad(column, value), Params())
+        forward_cuda(Params(), *MAPS, bad(column, value))
 
 
 @needs_compiler
@@ -294,3 +295,19 @@ def test_kernels_maps_of_two_sizes_with_positives_and_one_gradient():
         found = results()
     for a, b in zip(found, expected, strict=True):
         close(a, b, 1e-13, "result")
+
+
+@needs_compiler
+@pytest.mark.parametrize("ignored", [0, 7])
+def test_both_paths_count_the_true_matches_of_the_last_top(ignored):
+    sample = CorrespondenceContrastiveLoss.samples("small", np.random.default_rng(0))[0]
+    positives = sample.bottoms[2].clone()
+    positives[0, :ignored, 4] = -1
+    bottoms = (*sample.bottoms, positives)
+    expected, *wanted = forward(sample.params, *bottoms)[5:]
+    with on_host():
+        found, *kept = forward_cuda(sample.params, *bottoms)[5:]
+    assert found.dtype == expected.dtype == torch.int64
+    assert found == expected == (positives[..., 4] == 1).sum()
+    for a, b in zip(kept, wanted, strict=True):
+        close(a, b, 1e-13, "kept")

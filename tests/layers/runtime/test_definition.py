@@ -10,7 +10,8 @@ import pytest
 import torch
 from cortado.layers._runtime import parallel
 from cortado.layers._runtime.checks import BlobError
-from cortado.layers._runtime.definition import Bottom, Definition, Role, Top
+from cortado.layers._runtime.declared import Bottom, Role, Top
+from cortado.layers._runtime.definition import Definition
 from cortado.layers._runtime.dispatch import impl
 from cortado.layers._runtime.fillers import FillerParams
 from cortado.layers._runtime.operators import unbacked

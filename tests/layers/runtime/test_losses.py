@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
 from cortado.layers._runtime.checks import BlobError
+from cortado.layers._runtime.layer import Layer
 from cortado.layers._runtime.losses import (
     LossParams,
     Normalization,
@@ -14,9 +16,13 @@ from cortado.layers._runtime.losses import (
     expect_one_label_each,
     loss_scale,
 )
+from cortado.layers.standard.infogain_loss import InfogainLoss
+from cortado.layers.standard.multinomial_logistic_loss import MultinomialLogisticLoss
+from cortado.layers.standard.softmax_with_loss import SoftmaxWithLoss
 from cortado.nets.net import Net
 from cortado.prototxt_like.source import SpecError
 from shared import case
+from torch.library import opcheck
 
 
 def test_labels() -> None:
@@ -41,6 +47,38 @@ def test_a_label_that_ignore_label_would_leave_out() -> None:
         "expected labels from 0 to 20, got 255 at [1, 0, 2, 3] of the label blob; "
         "loss_param: {ignore_label: 255} leaves such ones out"
     )
+
+
+@pytest.mark.parametrize("label", [torch.tensor([[2], [0]]), torch.tensor([2.9, 255])])
+@pytest.mark.parametrize("ignored", [None, 255])
+def test_the_operator_of_labels(label: torch.Tensor, ignored: int | None) -> None:
+    classes = 3 if ignored else 256
+    arguments = (label, (1, 2), classes, ignored, "")
+    opcheck(torch.ops.cortado.class_labels.default, arguments)
+    found = torch.ops.cortado.class_labels(*arguments)
+    for x, wanted in zip(found, class_labels(*arguments), strict=True):
+        assert torch.equal(x, wanted)
+
+
+# Dynamo makes an instance of a Function, for its context
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("kind", [SoftmaxWithLoss, InfogainLoss, MultinomialLogisticLoss])
+def test_a_wrong_label_compiled(kind: type[Layer], dynamic: bool) -> None:
+    """The same error, of the values that a call brings; right ones before and after it pass."""
+    torch._dynamo.reset()
+    layer: Any = kind()
+    run = torch.compile(layer, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    scores = torch.rand(4, 3, requires_grad=True)
+    more = (torch.eye(3),) if kind is InfogainLoss else ()
+    right, wrong = torch.tensor([0, 2, 1, 1]), torch.tensor([0, 2, 7, -1])
+    run(scores, right, *more)
+    with pytest.raises(ValueError, match="got 7 at") as eager:
+        layer(scores, wrong, *more)
+    with pytest.raises(ValueError, match="got 7 at") as compiled:
+        run(scores, wrong, *more)
+    assert str(compiled.value) == str(eager.value)
+    run(scores, right, *more)
 
 
 def test_positions() -> None:

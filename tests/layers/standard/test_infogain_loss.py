@@ -84,8 +84,25 @@ def test_source(tmp_path: Path) -> None:
     torch.testing.assert_close(loss, InfogainLoss(Params())(scores, label, torch.from_numpy(h))[0])
     with pytest.raises(ValueError, match=r"3 x 3 elements|4 x 4 elements"):
         InfogainLoss(params, ((2, 4), (2,)))
+    with pytest.raises(ValueError, match="4 x 4 elements"):
+        InfogainLoss(params)(torch.randn(2, 4), label)
     with pytest.raises(ValueError, match=r"missing\.binaryproto"):
         InfogainLoss(Params(source=str(tmp_path / "missing.binaryproto")), ((2, 3), (2,)))
+
+
+# Dynamo makes an instance of a Function, for its context
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_source_compiled(tmp_path: Path) -> None:
+    """The matrix of the file is an input of the operator, not a constant of the graph."""
+    write_blob(tmp_path / "h.binaryproto", np.arange(9, dtype=np.float32).reshape(1, 1, 3, 3))
+    layer = InfogainLoss(Params(source=str(tmp_path / "h.binaryproto")), ((2, 3), (2,)))
+    scores, label = torch.randn(2, 3, requires_grad=True), torch.tensor([0, 2])
+    torch._dynamo.reset()
+    run = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    assert layer.infogain is not None
+    for _ in range(2):
+        assert torch.equal(run(scores, label)[0], layer(scores, label)[0])
+        layer.infogain.mul_(2)
 
 
 TWO_TOPS = """

@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from cortado.layers._runtime.definition import Definition
+from cortado.layers._runtime.samples import Sample
+from cortado.layers.standard import lrn
 from cortado.layers.standard.lrn import LRN, NormRegion, Params
 from shared import cases
 from suite import LayerSuite
+from torch.library import opcheck
 
 
 @pytest.mark.parametrize("case", cases("03_"))
@@ -28,6 +32,34 @@ class TestLRN(LayerSuite):
             "expected bottom to be floating point, got torch.int64",
         ),
     )
+
+    def samples(self, size: str = "small") -> list[Sample]:
+        """By the kernels, those that they compute; the others are torch's there as well."""
+        found = super().samples(size)
+        return [x for x in found if self.path != "cuda" or lrn.covers(x.params)]
+
+    @property
+    def definition(self) -> Definition:
+        return lrn.by_kernels if self.path == "cuda" else lrn.definition
+
+    def test_operators_of_the_kernels_definition(self) -> None:
+        """In torch operations the same bits, with nothing kept."""
+        definition = lrn.by_kernels
+        for sample in self.samples():
+            if not lrn.covers(sample.params):
+                with pytest.raises(ValueError, match="^the kernels are for windows of"):
+                    definition(sample.params, *sample.bottoms)
+                continue
+            found = []
+            for run in (lrn.definition, definition):
+                (x,) = self.leaves(sample)
+                top = run.operator(x, *run.schema.scalars(sample.params))
+                top = top[0] if isinstance(top, tuple) else top
+                found.append((top, *torch.autograd.grad(top, x, top.detach().cos())))
+            scalars = definition.schema.scalars(sample.params)
+            opcheck(definition.operator, (*self.leaves(sample), *scalars))
+            if self.path != "cuda":
+                assert all(map(torch.equal, *found))
 
     def oracle(self, params: Params, x: np.ndarray) -> tuple[np.ndarray, ...]:
         across = params.norm_region is NormRegion.ACROSS_CHANNELS
