@@ -104,7 +104,7 @@ def page(entry: Entry, figures: Figures) -> str:
 def _facts(entry: Entry) -> str:
     aliases = [n for n in type_names() if find(n) is entry and n != entry.type_name]
     facts = [
-        f":Bottoms: {_count(entry.bottoms)}{_names(entry.layer.bottom_names)}",
+        f":Bottoms: {_count(entry.bottoms)}{_names([x.name for x in entry.layer.BOTTOMS])}",
         f":Tops: {_count(entry.tops)}",
         f":File: {literal(str(_file(entry).relative_to(ROOT)))}",
     ]
@@ -261,7 +261,7 @@ def example(entry: Entry) -> str:
 def _entry(entry: Entry, params: Message) -> str:
     """A spec's ``layer`` list of this one layer; blocks beside its own stand beside it."""
     low = entry.bottoms[0]
-    known = entry.layer.bottom_names
+    known = tuple(x.name for x in entry.layer.BOTTOMS)
     bottoms = known[:low] if len(known) >= low else _numbered("bottom", low)
     name = entry.layer.block.removesuffix("_param")
     if name.replace("_", "") != entry.type_name.lower():  # the block is another type's, too

@@ -41,7 +41,7 @@ from torch import Tensor
 
 from ._runtime import cuda, geometry, tiles
 from ._runtime.checks import BlobError, Shape, deferred, expect_axes, raise_if, value_flag
-from ._runtime.declared import Bottom, Role, Top
+from ._runtime.declared import Bottom, Role, Top, Trait
 from ._runtime.definition import Definition, Spec
 from ._runtime.geometry import Corners, corners, expect_finite, read, scatter
 from ._runtime.layer import Layer
@@ -410,7 +410,7 @@ def correspondence_contrastive_loss(
 @register("CorrespondenceContrastiveLoss", aliases=("CorrespondenceContrastiveLosslayer",))
 class CorrespondenceContrastiveLoss(Layer):
     definition = definition
-    is_loss = True
+    TRAITS = (Trait.LOSS,)
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:

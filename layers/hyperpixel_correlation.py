@@ -55,7 +55,7 @@ from torch import Tensor
 from ._runtime import cells, cuda
 from ._runtime.cells import CellParams, as_tensor, clear_others, counts, place
 from ._runtime.checks import BlobError, Shape, expect_axes, expect_floating, kind_of, shapes
-from ._runtime.declared import Bottom, Role, Top
+from ._runtime.declared import Bottom, Role, Top, Trait
 from ._runtime.definition import Definition, Spec
 from ._runtime.fillers import FillerParams, parameter
 from ._runtime.layer import Layer
@@ -715,12 +715,7 @@ class HyperpixelCorrelation(Layer):
     """How alike the hyperpixels of two images are; see the module."""
 
     definition = definition
-    maps = False
-
-    @classmethod
-    def _define(cls, definition: Definition) -> None:
-        super()._define(definition)
-        cls.bottom_names = cls.tables = ()  # a net gives as many maps as it likes, then the images
+    TRAITS = (Trait.NO_CELLS,)
 
     def __init__(
         self,

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ._runtime.cells import CellParams
 from ._runtime.checks import BlobError, Shape, expect_values, valueless
-from ._runtime.declared import Bottom, Role, Top
+from ._runtime.declared import Bottom, Role, Top, Trait
 from ._runtime.definition import Definition, Spec
 from ._runtime.layer import Layer
 from ._runtime.registry import register
@@ -116,7 +116,7 @@ class HyperpixelFlow(Layer):
     """Dense flow from matches of cells; see the module."""
 
     definition = definition
-    maps = False
+    TRAITS = (Trait.NO_CELLS,)
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ._runtime.boxes import corners, expect_boxes, expect_finite
 from ._runtime.checks import INTEGERS, BlobError, Shape, expect_axes, expect_numbers
-from ._runtime.declared import Bottom, Role, Top
+from ._runtime.declared import Bottom, Role, Top, Trait
 from ._runtime.definition import Definition, Spec
 from ._runtime.layer import Layer
 from ._runtime.params import NoParams
@@ -162,7 +162,7 @@ class RegionFlow(Layer):
     """Dense flow from region matches; see the module."""
 
     definition = definition
-    maps = False
+    TRAITS = (Trait.NO_CELLS,)
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ._runtime.checks import BlobError, Shape
-from ._runtime.declared import Bottom, Role, Top
+from ._runtime.declared import Bottom, Role, Top, Trait
 from ._runtime.definition import Definition, Spec
 from ._runtime.layer import Layer
 from ._runtime.params import param
@@ -122,7 +122,7 @@ def region_hinge_loss(scores: Tensor, label: Tensor, margin: float = Params.marg
 @register("RegionHingeLoss")
 class RegionHingeLoss(Layer):
     definition = definition
-    is_loss = True
+    TRAITS = (Trait.LOSS,)
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:

@@ -45,7 +45,7 @@ from torch import Tensor
 from ._runtime import cuda
 from ._runtime.cells import CellParams, Kept, as_tensor, clear_others, counts, place
 from ._runtime.checks import Shape, expect_axes, valueless
-from ._runtime.declared import Bottom, Role, Top
+from ._runtime.declared import Bottom, Role, Top, Trait
 from ._runtime.definition import Definition, Spec
 from ._runtime.dispatch import use_cuda
 from ._runtime.layer import Layer
@@ -340,7 +340,7 @@ class RegularizedHoughMatching(Layer):
     """
 
     definition = definition
-    maps = False
+    TRAITS = (Trait.NO_CELLS,)
 
     @torch.no_grad()
     def forward_over(self, *bottoms: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ from torch import Tensor
 
 from ._runtime import boxes, cuda, tiles
 from ._runtime.checks import BlobError, Shape, deferred, expect_axes, raise_if, value_flag
-from ._runtime.declared import Bottom, Role, Top
+from ._runtime.declared import Bottom, Role, Top, Trait
 from ._runtime.definition import Definition, Spec
 from ._runtime.layer import Layer
 from ._runtime.params import param
@@ -372,7 +372,7 @@ def roi_pooling(
 @register("ROIPooling")
 class ROIPooling(Layer):
     definition = definition
-    maps = False
+    TRAITS = (Trait.NO_CELLS,)
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:

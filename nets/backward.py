@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from cortado.layers._runtime.declared import Role, Trait
 from cortado.layers._runtime.layer import Layer
 
 from .graph import Node
@@ -44,12 +45,11 @@ class Backward:
         """Why the layer cannot do that; "" if it can."""
         if not self.needed or not any(self.bottoms):
             return ""
-        if layer.backward_refused:
+        if Trait.NO_BACKWARD in layer.TRAITS:
             return f"{layer.type_name} has no backward"
-        bottoms = range(len(self.bottoms))
-        for i in layer.refused_bottoms:
-            if (i in bottoms or i < 0) and self.bottoms[i]:
-                return f"{layer.type_name} gives its bottom {bottoms[i]} no gradient"
+        for i, wanted in enumerate(self.bottoms):
+            if wanted and layer.record(i, len(self.bottoms)).refused:
+                return f"{layer.type_name} gives its bottom {i} no gradient"
         return ""
 
 
@@ -99,5 +99,7 @@ def _only_below_losses(layers: Sequence[Wired], found: list[Backward]) -> None:
 
 
 def _forced(layer: Layer, each: Backward) -> Backward:
-    bottoms = tuple(wanted or i not in layer.labels for i, wanted in enumerate(each.bottoms))
+    roles = (layer.record(i, len(each.bottoms)).role for i in range(len(each.bottoms)))
+    labels = (role is Role.LABEL for role in roles)
+    bottoms = tuple(wanted or not label for wanted, label in zip(each.bottoms, labels, strict=True))
     return Backward(True, bottoms, (True,) * len(each.params))

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from cortado.layers._runtime import registry
 from cortado.layers._runtime.checks import BlobError, Shape
+from cortado.layers._runtime.declared import Trait
 from cortado.layers._runtime.fillers import without_values
 from cortado.layers._runtime.layer import Layer
 from cortado.layers._runtime.users import called_lines
@@ -182,7 +183,7 @@ class _Builder:
 
     def add(self, node: Node) -> BuiltLayer:
         entry, fields = self.find(node)
-        tops = (AUTOMATIC,) if entry.layer.is_loss and not node.tops else node.tops
+        tops = (AUTOMATIC,) if Trait.LOSS in entry.layer.TRAITS and not node.tops else node.tops
         wrong = Errors()
         params = wrong.attempt(_bind_params, node, entry.layer, fields, self.ignored)
         wrong.attempt(_check_count, node, "bottom", node.bottoms, entry.bottoms)
@@ -213,17 +214,17 @@ class _Builder:
         native layer stands for."""
         if native := _python_layer(node):
             return native
-        if node.type == "Python" and not self.allow_python_layers:
+        entry = registry.find(node.type)
+        if entry is None:
+            self.unknown.setdefault(node.type, []).append(node)
+            raise _UnknownType
+        if Trait.FOREIGN in entry.layer.TRAITS and not self.allow_python_layers:
             module = _python_field(node, "module")
             raise SpecError(
                 f'{node} would run the Python module "{module}"',
                 node.where("type"),
                 "only with allow_python_layers=True (command line: --allow-python-layers)",
             )
-        entry = registry.find(node.type)
-        if entry is None:
-            self.unknown.setdefault(node.type, []).append(node)
-            raise _UnknownType
         return entry, None
 
     def make(
@@ -258,9 +259,9 @@ class _Builder:
             _expect_size(node, f'top "{top}"', shape)
         for name, blob in zip(layer.blob_names, layer.blobs, strict=True):
             _expect_size(node, name, tuple(blob.shape))
-        if kind.type_name == "Input" and len(shapes) == 1:
+        if Trait.INPUT in kind.TRAITS and len(shapes) == 1:
             shapes *= len(tops)
-        if kind.type_name == "Input" and len(shapes) > len(tops):
+        if Trait.INPUT in kind.TRAITS and len(shapes) > len(tops):
             count = f"{len(shapes)} shapes for {len(tops)} tops"
             raise SpecError(f"{node} takes one shape, or one for each top, got {count}", node.span)
         return layer, shapes
@@ -292,10 +293,10 @@ def _param_specs(node: Node, layer: Layer) -> tuple[ParamSpec, ...]:
         found = f"{len(given)} param blocks for {count} parameter blobs"
         raise SpecError(f"{node} has {found}", node.where("param", count))
     for i, spec in enumerate(given):
-        if layer.statistics and spec.lr_mult != 0:
+        if Trait.STATISTICS in layer.TRAITS and spec.lr_mult != 0:
             text = f"{node} ({node.type}) has statistics for parameter blobs: expected lr_mult: 0"
             raise SpecError(text, node.where("param", i))
-    rest = ParamSpec(lr_mult=0.0) if layer.statistics else ParamSpec()
+    rest = ParamSpec(lr_mult=0.0) if Trait.STATISTICS in layer.TRAITS else ParamSpec()
     return given + (rest,) * (count - len(given))
 
 
@@ -426,7 +427,9 @@ def _python_layer(node: Node) -> tuple[registry.Entry, list[Field]] | None:
 
     No Python is run: the class name is looked up among the aliases of the layers' types.
     """
-    name = _python_field(node, "layer") if node.type == "Python" else ""
+    given = registry.find(node.type)
+    foreign = given is not None and Trait.FOREIGN in given.layer.TRAITS
+    name = _python_field(node, "layer") if foreign else ""
     entry = registry.find(name) if name else None
     if entry is None or entry.type_name == name:
         return None
@@ -510,7 +513,7 @@ def _check_count(
 
 def _check_in_place(node: Node, layer: type[Layer]) -> None:
     for i in range(len(node.tops)):
-        if layer.in_place_refused and node.in_place(i):
+        if Trait.NOT_IN_PLACE in layer.TRAITS and node.in_place(i):
             text = f'{node} ({node.type}) cannot work in place: its top "{node.tops[i]}" is its bottom'
             raise SpecError(text, node.where("top", i))
 
@@ -518,15 +521,17 @@ def _check_in_place(node: Node, layer: type[Layer]) -> None:
 def _loss_weights(node: Node, layer: type[Layer], tops: tuple[str, ...]) -> tuple[float, ...]:
     """One weight for each top: those given, else 1 for a loss layer's first top."""
     given = node.loss_weights
-    needed = layer.weights_given and len(tops) > 1
+    needed = Trait.WEIGHTS_GIVEN in layer.TRAITS and len(tops) > 1
     if len(given) != len(tops) and (given or needed):
         wanted = "once for each top" if needed else "once for each top or not at all"
         text = f"{node} gives loss_weight {wanted}, got {len(given)} for {len(tops)} tops"
         raise SpecError(text, node.where("loss_weight"))
-    return given or tuple(float(layer.is_loss and i == 0) for i in range(len(tops)))
+    return given or tuple(float(Trait.LOSS in layer.TRAITS and i == 0) for i in range(len(tops)))
 
 
 def blob_names(kind: type[Layer], bottoms: tuple[str, ...]) -> dict[str, str]:
     """The spec's blob name for each of the layer's argument names (``bottom0``... without names)."""
     numbered = {f"bottom{i}": blob for i, blob in enumerate(bottoms)}
-    return numbered | dict(zip(kind.bottom_names, bottoms, strict=False))
+    records = (kind.record(i, len(bottoms)) for i in range(len(bottoms)))
+    named = {x.name: blob for x, blob in zip(records, bottoms, strict=True) if not x.many}
+    return numbered | named

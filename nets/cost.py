@@ -14,6 +14,7 @@ from math import prod
 from typing import NamedTuple
 
 from cortado.layers._runtime.checks import Shape
+from cortado.layers._runtime.declared import Trait
 from cortado.layers._runtime.reach import Length, Reach
 
 from .build import Built, BuiltLayer
@@ -99,7 +100,7 @@ def facts(built: Built) -> list[LayerFacts]:
                 top_bytes(made),
                 multiply_adds(made, built.shapes),
                 any(made.loss_weights),
-                made.layer.is_metric,
+                Trait.METRIC in made.layer.TRAITS,
             )
         )
     return found
@@ -129,7 +130,7 @@ def receptive_fields(
     maps = [
         (i, shapes[blob], seen[blob])
         for i, blob in enumerate(node.bottoms)
-        if i not in (*layer.tables, *layer.labels)
+        if layer.record(i, len(node.bottoms)).features
     ]
     return tuple(
         _together(

@@ -1,7 +1,7 @@
 """What Caffe's backward passes read of blobs that layers overwrote in place.
 
 Layers in a chain of in-place ones share one memory. A layer that reads its bottom or its top again
-in its backward pass (``Layer.rereads``) finds there what the last of the chain has left, and computes
+in its backward pass (the trait REREADS) finds there what the last of the chain has left, and computes
 its gradient with that: harmless after ReLU, not after TanH. So does a :class:`~.net.Net`: what
 autograd saved of such a blob is exchanged for the blob's last value.
 """
@@ -15,6 +15,7 @@ from itertools import count
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
+from cortado.layers._runtime.declared import Trait
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -87,7 +88,7 @@ def places(layers: Sequence[Wired]) -> list[Places]:
         found.append((bottoms, tuple(memory[name] for name in made.tops)))
     tracked = set()
     for number, (made, (bottoms, tops)) in enumerate(zip(layers, found, strict=True)):
-        if made.layer.rereads:
+        if Trait.REREADS in made.layer.TRAITS:
             tracked |= {place for place in (*bottoms, *tops) if written.get(place, -1) > number}
             if not made.layer.rereads_top:
                 tracked |= {place for place in bottoms if written.get(place) == number}

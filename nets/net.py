@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from cortado.layers._runtime.checks import BlobError, Shape, kind_of, remedy
+from cortado.layers._runtime.declared import Trait
 from cortado.layers._runtime.layer import Layer
 from cortado.prototxt_like.message import Message
 from cortado.prototxt_like.source import Span, did_you_mean
@@ -148,7 +149,7 @@ class Net(nn.Module):
         self.built: Built = built
         self.graph = built.graph
         self.inputs = tuple(
-            top for made in built.layers if made.layer.type_name == "Input" for top in made.tops
+            top for made in built.layers if Trait.INPUT in made.layer.TRAITS for top in made.tops
         )
         self.outputs: tuple[str, ...] = self.graph.outputs
         self.blob_shapes: dict[str, Shape] = built.shapes
@@ -238,7 +239,7 @@ class Net(nn.Module):
         """Run one layer."""
         bottoms = step.bottom_tensors(blobs)
         if step.places.shared and torch.is_grad_enabled():
-            tops = memories.run(step.run, bottoms, step.places, step.layer.rereads)
+            tops = memories.run(step.run, bottoms, step.places, Trait.REREADS in step.layer.TRAITS)
         else:
             tops = step.run(bottoms)
         if step.refused:
@@ -332,7 +333,7 @@ def _steps(built: Built) -> list[Step]:
                 stopped,
                 backward,
                 backward.refused(made.layer),
-                made.layer.type_name == "Input",
+                Trait.INPUT in made.layer.TRAITS,
                 node.name,
                 node.span,
                 where,

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from cortado.layers._runtime.checks import Shape
+from cortado.layers._runtime.declared import Trait
 from cortado.layers._runtime.layer import Layer
 from cortado.prototxt_like.files import open_file, replace_file
 from cortado.prototxt_like.schema import encode, enum, message
@@ -174,9 +175,9 @@ def _head(net: Net, made: BuiltLayer) -> Any:
     if not head.HasField("phase"):
         head.phase = enum("Phase").Value(net.graph.state.phase)
     # Caffe writes down what it takes for granted: a loss's weight, statistics that don't learn.
-    if made.layer.is_loss and not head.loss_weight:
+    if Trait.LOSS in made.layer.TRAITS and not head.loss_weight:
         head.loss_weight.append(1)
-    if made.layer.statistics:
+    if Trait.STATISTICS in made.layer.TRAITS:
         missing = len(made.blobs) - len(head.param)
         head.param.extend([message("ParamSpec")(lr_mult=0)] * missing)
     return head

@@ -122,9 +122,9 @@ class CompiledSuite:
 
     def longer(self, sample: Sample) -> list[Tensor]:
         """The sample's bottoms with every item of the batch twice."""
-        shared = self.layer.shared
+        count = len(sample.bottoms)
         twice = [
-            x if i in shared or not x.dim() else torch.cat((x, x))
+            x if self.layer.record(i, count).shared or not x.dim() else torch.cat((x, x))
             for i, x in enumerate(self.leaves(sample))
         ]
         return [x.detach().requires_grad_(i in sample.differentiable) for i, x in enumerate(twice)]

@@ -54,11 +54,11 @@ class Case:
     def bottoms(self) -> list[Tensor]:
         """Floating bottoms in the dtype; tables (those that get no gradient) never in half."""
         half = self.dtype in (torch.float16, torch.bfloat16)
-        tables = self.entry.layer.tables
-        given = []
+        given, count = [], len(self.sample.bottoms)
         for i, bottom in enumerate(self.sample.bottoms):
+            table = self.entry.layer.record(i, count).coordinates
             if bottom.is_floating_point():
-                bottom = bottom.to(torch.float32 if half and i in tables else self.dtype)
+                bottom = bottom.to(torch.float32 if half and table else self.dtype)
             bottom = bottom.to(self.device)
             given.append(_misaligned(bottom) if self.misaligned else bottom.clone())
         return given

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from compiled import CompiledSuite
+from cortado.layers._runtime.declared import Trait
 from cortado.layers._runtime.dispatch import impl
 from cortado.layers._runtime.layer import Layer
 from cortado.layers._runtime.samples import Sample
@@ -70,7 +71,7 @@ class LayerSuite(CompiledSuite):
 
     def growth(self, times: int) -> float:
         """What a batch repeated so many times multiplies results and gradients by."""
-        return 1 / times if self.layer.is_loss else 1  # a loss is a mean over the batch
+        return 1 / times if Trait.LOSS in self.layer.TRAITS else 1  # a loss is a mean over the batch
 
     # ---------------------------------------------------------------- what subclasses may use
 
@@ -91,7 +92,8 @@ class LayerSuite(CompiledSuite):
         def kind(i: int, x: Tensor) -> torch.dtype:
             if not x.is_floating_point():
                 return x.dtype
-            return torch.float32 if half and i in self.layer.tables else dtype
+            table = self.layer.record(i, len(sample.bottoms)).coordinates
+            return torch.float32 if half and table else dtype
 
         return [x.to(self.device, kind(i, x)) for i, x in enumerate(sample.bottoms)]
 
@@ -204,7 +206,8 @@ class LayerSuite(CompiledSuite):
     def test_empty_batch(self) -> None:
         for sample in self.samples():
             bottoms = [
-                x if i in self.layer.shared else x[:0] for i, x in enumerate(self.bottoms(sample))
+                x if self.layer.record(i, len(sample.bottoms)).shared else x[:0]
+                for i, x in enumerate(self.bottoms(sample))
             ]
             shapes = [tuple(x.shape) for x in bottoms]
             tops = self.run(sample.params, bottoms)

@@ -325,7 +325,8 @@ def check_layer(
         module = module.double().to(device).train(training)
         blobs = {n: p for n, p in module.named_parameters() if p.requires_grad} if parameters else {}
         inputs = [*sample.bottoms, *(p.detach() for p in blobs.values())]
-        dtypes = [subjects.kept_dtype(i in kind.tables, x, dtype) for i, x in enumerate(inputs)]
+        tables = [subjects.is_table(kind, i, len(sample.bottoms)) for i in range(len(inputs))]
+        dtypes = [subjects.kept_dtype(t, x, dtype) for t, x in zip(tables, inputs, strict=True)]
         call = _Call(
             subjects.module_function(module, list(blobs), len(sample.bottoms)), dtypes, dtype, seed
         )

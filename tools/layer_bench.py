@@ -8,6 +8,7 @@ from functools import cached_property, partial
 
 import numpy as np
 import torch
+from cortado.layers._runtime.declared import Bottom
 from cortado.layers._runtime.layer import Layer
 from cortado.layers._runtime.samples import Sample
 from torch import Tensor
@@ -101,11 +102,14 @@ class Case:
         self.layer = subjects.filled(kind, sample.params, sample.bottoms, 0)
         self.layer.to(settings.device, settings.dtype)
         self.leaves = [
-            x.to(settings.device, subjects.kept_dtype(i in kind.tables, x, settings.dtype))
+            x.to(settings.device, subjects.kept_dtype(self._record(i).coordinates, x, settings.dtype))
             for i, x in enumerate(sample.bottoms)
         ]
         self.parameters = [p for p in self.layer.parameters() if p.requires_grad]
         self.differentiable = [i for i in sample.differentiable if i < len(self.leaves)]
+
+    def _record(self, i: int) -> Bottom:
+        return self.kind.record(i, len(self.sample.bottoms))
 
     @property
     def has_gradient(self) -> bool:
@@ -228,12 +232,12 @@ class Case:
         fresh = _fresh(self.tops, [*self.leaves, *self.layer.parameters()])
         if not fresh:
             return 0
-        whole = [x for i, x in enumerate(self.leaves) if i not in self.kind.partly_read]
+        whole = [x for i, x in enumerate(self.leaves) if not self._record(i).partly]
         wanted = [*self.differentiable, *(None for _ in self.parameters)]
         partly = [
             x[x != 0]
             for i, x in zip(wanted, gradients, strict=False)
-            if x is not None and (i is None or i in self.kind.partly_read)
+            if x is not None and (i is None or self._record(i).partly)
         ]
         return nbytes(*whole, *fresh, *partly)
 

@@ -52,7 +52,8 @@ def samples_of(
     if bottoms is not None:
         tensors = tuple(torch.as_tensor(bottom) for bottom in bottoms)
         floating = [i for i, x in enumerate(tensors) if x.is_floating_point()]
-        given = [i for i in floating if i not in (*kind.tables, *kind.labels)] if wrt is None else wrt
+        learnt = [i for i in floating if kind.record(i, len(tensors)).features]
+        given = learnt if wrt is None else wrt
         yield Sample(params or kind.Params(), tensors, tuple(given))
         return
     if not hasattr(kind, "samples"):
@@ -102,8 +103,14 @@ def kept_dtype(is_table: bool, x: Tensor, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if is_table and dtype.itemsize < 4 else dtype
 
 
+def is_table(layer: type[Layer], i: int, count: int) -> bool:
+    """Whether input ``i`` is one of ``count`` bottoms, and holds coordinates."""
+    return i < count and layer.record(i, count).coordinates
+
+
 def bottom_name(layer: type[Layer], i: int) -> str:
-    return f'bottom "{layer.bottom_names[i]}"' if i < len(layer.bottom_names) else f"bottom {i}"
+    known = i < len(layer.BOTTOMS) and not layer.BOTTOMS[0].many
+    return f'bottom "{layer.BOTTOMS[i].name}"' if known else f"bottom {i}"
 
 
 def uncheckable(net: Net) -> set[str]:
@@ -111,8 +118,8 @@ def uncheckable(net: Net) -> set[str]:
     return {
         made.node.bottoms[i]
         for made in net.built.layers
-        for i in (*made.layer.labels, *made.layer.tables)
-        if i < len(made.node.bottoms)
+        for i in range(len(made.node.bottoms))
+        if not made.layer.record(i, len(made.node.bottoms)).features
     }
 
 

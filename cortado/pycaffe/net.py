@@ -21,6 +21,7 @@ import torch
 from cortado.layers._runtime import registry
 from cortado.layers._runtime.blob import Array, Blob, BlobVec
 from cortado.layers._runtime.checks import BlobError
+from cortado.layers._runtime.declared import Trait
 from cortado.layers.data.memory_data import MemoryData
 from cortado.layers.standard.python import Python
 from cortado.nets import weights as files
@@ -34,9 +35,6 @@ from torch import Tensor
 from . import mode
 from .alias import install_where_missing
 from .blob import ParameterBlob, Parameters, Values, shares
-
-# Layers whose top's memory is, in Caffe, that of their only bottom, or of their parameter.
-_SHARING = ("Split", "Reshape", "Flatten", "Concat", "Slice", "Parameter")
 
 Callback = Callable[[int], object]
 
@@ -282,7 +280,9 @@ class Net:
         bottoms = [self._bottom(i, j) for j in range(len(step.bottoms))]
         with torch.set_grad_enabled(step.backward.needed):
             if step.places.shared and step.backward.needed:
-                return bottoms, self._memories.run(step.run, bottoms, step.places, step.layer.rereads)
+                return bottoms, self._memories.run(
+                    step.run, bottoms, step.places, Trait.REREADS in step.layer.TRAITS
+                )
             return bottoms, step.run(bottoms)
 
     def _bottom(self, i: int, j: int) -> Tensor:
@@ -300,7 +300,7 @@ class Net:
     ) -> None:
         """Make a layer's results the blobs' values, none of them in the memory of what it read."""
         taken: list[Tensor] = []
-        sharing = step.layer.type_name in _SHARING
+        sharing = Trait.SHARES_MEMORY in step.layer.TRAITS
         for result, values in zip(new, blobs, strict=False):
             top = result.data.to(self._device).contiguous()
             if values.holds(top):

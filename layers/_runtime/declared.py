@@ -14,7 +14,7 @@ class Role(Enum):
     TABLE = "table"
     """Coordinates, which half precision would spoil: any type, on the maps' device."""
     LABEL = "label"
-    """Classes or the like: any type, on the maps' device. Not even force_backward gives it a gradient."""
+    """Classes or the like: any type, on the maps' device. force_backward asks for no gradient of it."""
     COUNT = "count"
     """How many rows of each image are valid: any type, on any device."""
     SIZE = "size"
@@ -27,8 +27,6 @@ class Role(Enum):
 
 OWN = (Role.SEED, Role.BLOB)
 """The roles of what no net gives a layer."""
-COORDINATES = (Role.TABLE, Role.SIZE)
-"""The roles of what is never in half precision."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,16 @@ class Bottom:
     """To ask for its gradient is an error, as in Caffe."""
     numbers: str = ""
     """"floating", "integer" or "any" where it is not what the role says."""
+
+    @property
+    def coordinates(self) -> bool:
+        """Whether it holds what half precision would spoil."""
+        return self.role in (Role.TABLE, Role.SIZE)
+
+    @property
+    def features(self) -> bool:
+        """Whether it holds neither coordinates nor labels."""
+        return not self.coordinates and self.role is not Role.LABEL
 
     @property
     def differentiable(self) -> bool:
@@ -79,6 +87,6 @@ class Trait(Enum):
     STATISTICS = "it keeps its parameter blobs itself: their lr_mult is 0"
     NOT_IN_PLACE = "it does not take its bottom for its top"
     REREADS = "its backward reads its blob again, as layers that wrote it in place later left it"
-    SHARES_MEMORY = "its tops may lie in the memory of its bottoms, as in Caffe"
+    SHARES_MEMORY = "its tops may lie in the memory of its bottom or its parameter, as in Caffe"
     NO_CELLS = "its tops are not maps over its bottoms, whatever their lengths"
     FOREIGN = "it runs Python code of the user's own"

@@ -9,82 +9,63 @@ import torch
 from torch import nn
 
 from .checks import Shape
-from .declared import OWN, Role
+from .declared import OWN, Bottom, Trait
 from .definition import Definition
 from .params import NoParams
 from .reach import SAME, Reach
 
+# What a layer set before there were BOTTOMS and TRAITS.
+GONE = {
+    *("bottom_names", "tables", "labels", "refused_bottoms", "shared", "partly_read"),
+    *("is_loss", "is_metric", "weights_given", "backward_refused", "statistics", "in_place_refused"),
+    *("rereads", "maps"),
+}
+
 
 class Layer(nn.Module):
-    """A layer: reads bottoms, gives tops, owns its parameter blobs.
+    """A layer of a net: it reads bottoms, gives tops, and owns its parameter blobs.
 
-    A subclass sets ``Params`` (a frozen dataclass), ``infer`` (a static method
-    ``infer(params, *bottom_shapes) -> top_shapes`` that raises :class:`~.checks.BlobError`), and
-    ``forward(*bottoms)``, which gives a tensor or a tuple of tensors, one for each top. Parameter
-    blobs are made in ``__init__`` from the bottoms' shapes and listed, in Caffe's order, in
+    Most layers have a :class:`~.definition.Definition`, named ``definition``, which says all but the
+    type's name. One without sets ``Params``, a frozen dataclass; ``BOTTOMS``, a record of each bottom;
+    ``infer(params, *bottom_shapes) -> top_shapes``, static, which raises :class:`~.checks.BlobError`;
+    and ``forward(*bottoms)``, which gives a tensor, or a tuple with one for each top. ``TRAITS`` is
+    what else nets and tools must know.
+
+    Parameter blobs are made in ``__init__`` from the bottoms' shapes and listed, in Caffe's order, in
     ``blob_names``; fillers draw from ``generator``. ``self.training`` is Caffe's phase TRAIN.
 
-    ``is_loss`` and ``is_metric`` say what a layer is for: its first top is a term of the loss, or it
-    measures the net's results. A loss that sets ``weights_given`` must be given a loss_weight for each
-    top where it has several.
-
-    ``tables`` are the bottoms that hold coordinates, which half precision would spoil; ``labels``
-    those that never get a gradient, not even with ``force_backward``. A layer whose
-    ``backward_refused`` is true has no backward: asking for it is an error, as in Caffe, and so it is
-    for the gradient of ``refused_bottoms`` (counted from the last if negative), which
-    ``force_backward`` asks for. The parameter blobs of a layer that sets ``statistics`` are kept by
-    the layer itself: their lr_mult is 0. One that sets ``in_place_refused`` does not take its bottom
-    for its top; one that sets ``rereads`` reads its blob again in its backward pass, as layers that
-    wrote it in place later left it. ``shared`` are the bottoms that every item of a batch reads whole:
-    their first axis is not the batch's. One whose tops are not maps over its bottoms, whatever their
-    lengths, sets ``maps`` to false.
-    ``type_name`` and ``block`` (the name of its parameters' block in a spec) are set by
-    :func:`~.registry.register`. A net sets ``name``, ``bottoms`` and ``tops``, the names of the layer
-    and of its blobs, its ``place`` in the spec, and the phase; a layer that needs them for its shapes
-    has ``infer`` as a method of the instance.
+    A net sets ``name``, ``bottoms`` and ``tops``, the names of the layer and of its blobs, and its
+    ``place`` in the spec. A layer whose shapes depend on them has ``infer`` as a method of the
+    instance.
+    :func:`~.registry.register` sets ``type_name`` and ``block``, the name of the parameters' block in a
+    spec.
     """
 
     definition: ClassVar[Definition | None] = None
     Params: ClassVar[type] = NoParams
+    BOTTOMS: ClassVar[tuple[Bottom, ...]] = ()
+    TRAITS: ClassVar[tuple[Trait, ...]] = ()
     type_name: ClassVar[str] = ""
     block: ClassVar[str] = ""
-    bottom_names: ClassVar[tuple[str, ...]] = ()
-    tables: ClassVar[tuple[int, ...]] = ()
-    is_loss: ClassVar[bool] = False
-    is_metric: ClassVar[bool] = False
-    weights_given: ClassVar[bool] = False
-    labels: ClassVar[tuple[int, ...]] = ()
-    backward_refused: ClassVar[bool] = False
-    refused_bottoms: ClassVar[tuple[int, ...]] = ()
-    statistics: ClassVar[bool] = False
-    in_place_refused: ClassVar[bool] = False
-    rereads: ClassVar[bool] = False
-    shared: ClassVar[tuple[int, ...]] = ()
-    partly_read: ClassVar[tuple[int, ...]] = ()
-    maps: ClassVar[bool] = True
     infer: ClassVar[Any]
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        if gone := sorted(GONE & vars(cls).keys()):
+            text = f"{cls.__name__} sets {gone[0]}: bottoms are declared in BOTTOMS, all else in TRAITS"
+            raise TypeError(text)
         if (definition := vars(cls).get("definition")) is not None:
-            cls._define(definition)
+            cls.Params, cls.infer = definition.Params, staticmethod(definition.infer)
+            cls.BOTTOMS = tuple(x for x in definition.bottoms if x.role not in OWN)
 
     @classmethod
-    def _define(cls, definition: Definition) -> None:
-        """What the definition says of the layer."""
-        bottoms = [bottom for bottom in definition.bottoms if bottom.role not in OWN]
-        cls.Params, cls.infer = definition.Params, staticmethod(definition.infer)
-        cls.bottom_names = tuple(bottom.name for bottom in bottoms)
-        chosen = {
-            "tables": lambda x: x.role in (Role.TABLE, Role.SIZE),
-            "labels": lambda x: x.role is Role.LABEL,
-            "shared": lambda x: x.shared,
-            "partly_read": lambda x: x.partly,
-        }
-        for flag, test in chosen.items():
-            if flag in vars(cls):
-                continue
-            setattr(cls, flag, tuple(i for i, bottom in enumerate(bottoms) if test(bottom)))
+    def record(cls, i: int, count: int) -> Bottom:
+        """The record of bottom ``i`` of ``count``; of ``many`` the first one's."""
+        if cls.BOTTOMS and cls.BOTTOMS[0].many:
+            rest = [bottom for bottom in cls.BOTTOMS[1:] if not bottom.optional]
+            last = i - (count - len(rest))
+            return cls.BOTTOMS[0] if last < 0 else rest[last]
+        return cls.BOTTOMS[i] if i < len(cls.BOTTOMS) else Bottom(f"bottom{i}")
 
     def __init__(
         self,
@@ -134,14 +115,15 @@ class Layer(nn.Module):
         """How the cells of top ``j`` lie over those of bottom ``i``, for each of the last axes; None
         where they are not cells of one map. Statistics of a whole map (BatchNorm, MVN) don't count.
 
-        Here: the same cells, if the layer ``maps`` and the lengths after batch and channels are the
-        same.
+        Here: the same cells, if the lengths after batch and channels are the same, unless the layer
+        has the trait ``NO_CELLS``.
         """
-        return (SAME,) * len(top[2:]) if cls.maps and top[2:] == bottom[2:] else None
+        same = top[2:] == bottom[2:] and Trait.NO_CELLS not in cls.TRAITS
+        return (SAME,) * len(top[2:]) if same else None
 
     @property
     def rereads_top(self) -> bool:
-        """Whether what it ``rereads`` is its top alone."""
+        """Whether what it rereads is its top alone."""
         return False
 
     @property

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checks import BlobError, Shape, valueless
+from .declared import Bottom, Role, Trait
 from .fillers import FillerParams, parameter
 from .layer import Layer
 from .params import param
@@ -76,10 +77,8 @@ class Recurrent(Layer):
     """
 
     Params = RecurrentParams
-    bottom_names = ("x", "cont")
-    labels = (1,)
-    refused_bottoms = (1,)
-    maps = False
+    BOTTOMS = (Bottom("x"), Bottom("cont", role=Role.LABEL, refused=True))
+    TRAITS = (Trait.NO_CELLS,)
     states: ClassVar[int]
     gates: ClassVar[int]
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .._runtime.checks import BlobError, Shape, expect_values
+from .._runtime.declared import Bottom
 from .._runtime.files import replace_file
 from .._runtime.hdf5_file import write_hdf5
 from .._runtime.layer import Layer
@@ -44,7 +45,7 @@ class HDF5Output(Layer):
     """See the module's text."""
 
     Params = Params
-    bottom_names = ("data", "label")
+    BOTTOMS = (Bottom("data"), Bottom("label"))
     infer = staticmethod(infer)
 
     def __init__(

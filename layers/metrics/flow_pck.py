@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from .._runtime.checks import BlobError, Shape, expect_axes
+from .._runtime.declared import Bottom, Role, Trait
 from .._runtime.geometry import expect_finite, nearest_cells
 from .._runtime.keypoints import Length, share_within
 from .._runtime.layer import Layer
@@ -77,9 +78,8 @@ class FlowPCK(Layer):
     """The share of keypoints that a flow carries near the truth; see the module."""
 
     Params = Params
-    bottom_names = ("flow", "pairs", "image")
-    is_metric = True
-    tables = (0, 1)
+    BOTTOMS = (Bottom("flow", role=Role.TABLE), Bottom("pairs", role=Role.TABLE), Bottom("image"))
+    TRAITS = (Trait.METRIC,)
     infer = staticmethod(infer)
 
     def forward(

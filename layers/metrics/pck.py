@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from .._runtime.checks import BlobError, Shape, expect_axes
+from .._runtime.declared import Bottom, Trait
 from .._runtime.keypoints import Length, share_within
 from .._runtime.layer import Layer
 from .._runtime.params import param
@@ -56,8 +57,8 @@ class PCK(Layer):
     """The share of matches near the truth; see the module."""
 
     Params = Params
-    bottom_names = ("pairs", "index", "reference", "image")
-    is_metric = True
+    BOTTOMS = (Bottom("pairs"), Bottom("index"), Bottom("reference"), Bottom("image"))
+    TRAITS = (Trait.METRIC,)
     infer = staticmethod(infer)
 
     @torch.no_grad()

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 
 from .._runtime.checks import Shape
+from .._runtime.declared import Bottom, Role, Trait
 from .._runtime.layer import Layer
 from .._runtime.params import param
 from .._runtime.regions import expect_matches, matched_overlaps
@@ -67,9 +68,8 @@ class PCR(Layer):
     """The share of region matches that overlap the truth, and its area; see the module."""
 
     Params = Params
-    bottom_names = ("scores", "rois_b", "truth")
-    is_metric = True
-    tables = (1, 2)
+    BOTTOMS = (Bottom("scores"), Bottom("rois_b", role=Role.TABLE), Bottom("truth", role=Role.TABLE))
+    TRAITS = (Trait.METRIC,)
     infer = staticmethod(infer)
 
     def forward(

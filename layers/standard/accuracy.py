@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .._runtime.checks import BlobError, Shape
+from .._runtime.declared import Bottom, Trait
 from .._runtime.layer import Layer
 from .._runtime.losses import class_labels, expect_one_label_each, wide
 from .._runtime.params import param
@@ -47,9 +48,8 @@ class Accuracy(Layer):
     """See the module's text."""
 
     Params = Params
-    bottom_names = ("scores", "label")
-    is_metric = True
-    backward_refused = True
+    BOTTOMS = (Bottom("scores"), Bottom("label"))
+    TRAITS = (Trait.METRIC, Trait.NO_BACKWARD)
     infer = staticmethod(infer)
 
     @torch.no_grad()

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .._runtime.checks import BlobError, Shape, canonical_axis
+from .._runtime.declared import Bottom, Trait
 from .._runtime.layer import Layer
 from .._runtime.params import param
 from .._runtime.registry import register
@@ -60,8 +61,8 @@ class ArgMax(Layer):
     """See the module's text."""
 
     Params = Params
-    bottom_names = ("bottom",)
-    backward_refused = True
+    BOTTOMS = (Bottom("bottom"),)
+    TRAITS = (Trait.NO_BACKWARD,)
     infer = staticmethod(infer)
 
     @torch.no_grad()

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from .._runtime.checks import BlobError, Shape
+from .._runtime.declared import Bottom, Trait
 from .._runtime.layer import Layer
 from .._runtime.params import Engine, param
 from .._runtime.registry import register
@@ -55,8 +56,8 @@ class BatchNorm(Layer):
     """See the module's text."""
 
     Params = Params
-    bottom_names = ("bottom",)
-    statistics = True
+    BOTTOMS = (Bottom("bottom"),)
+    TRAITS = (Trait.STATISTICS,)
     infer = staticmethod(infer)
 
     def __init__(

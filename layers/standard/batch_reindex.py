@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .._runtime.checks import BlobError, Shape, deferred, raise_if
+from .._runtime.declared import Bottom, Role
 from .._runtime.layer import Layer
 from .._runtime.params import NoParams
 from .._runtime.registry import register
@@ -30,10 +31,7 @@ def infer(params: NoParams, batch: Shape, index: Shape) -> tuple[Shape, ...]:
 class BatchReindex(Layer):
     """See the module's text."""
 
-    bottom_names = ("batch", "index")
-    tables = (1,)
-    partly_read = (0,)
-    refused_bottoms = (1,)
+    BOTTOMS = (Bottom("batch", partly=True), Bottom("index", role=Role.TABLE, refused=True))
     infer = staticmethod(infer)
 
     def forward(self, batch: Tensor, index: Tensor) -> Tensor:

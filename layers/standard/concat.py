@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .._runtime.checks import BlobError, Shape, canonical_axis
+from .._runtime.declared import Bottom, Trait
 from .._runtime.layer import Layer
 from .._runtime.params import param
 from .._runtime.registry import register
@@ -56,6 +57,8 @@ class Concat(Layer):
     """See the module's text."""
 
     Params = Params
+    BOTTOMS = (Bottom("bottom", many=True),)
+    TRAITS = (Trait.SHARES_MEMORY,)
     infer = staticmethod(infer)
 
     def forward(self, *bottoms: Tensor) -> Tensor:

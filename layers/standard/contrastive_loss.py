@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .._runtime.checks import BlobError, Shape
-from .._runtime.declared import Bottom, Role, Top
+from .._runtime.declared import Bottom, Role, Top, Trait
 from .._runtime.definition import Definition, Spec
 from .._runtime.layer import Layer
 from .._runtime.losses import expect_items
@@ -124,7 +124,7 @@ class ContrastiveLoss(Layer):
     """See the module's text."""
 
     definition = definition
-    is_loss = True
+    TRAITS = (Trait.LOSS,)
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:

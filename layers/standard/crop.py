@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from .._runtime.checks import BlobError, Shape, canonical_axis
+from .._runtime.declared import Bottom
 from .._runtime.layer import Layer
 from .._runtime.params import param
 from .._runtime.reach import Reach
@@ -65,8 +66,7 @@ class Crop(Layer):
     """See the module's text."""
 
     Params = Params
-    bottom_names = ("data", "reference")
-    partly_read = (0, 1)
+    BOTTOMS = (Bottom("data", partly=True), Bottom("reference", partly=True))
     infer = staticmethod(infer)
 
     @classmethod

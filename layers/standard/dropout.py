@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .._runtime import parallel
 from .._runtime.checks import Shape
+from .._runtime.declared import Bottom
 from .._runtime.layer import Layer
 from .._runtime.params import param
 from .._runtime.registry import register
@@ -42,7 +43,7 @@ class Dropout(Layer):
     """See the module's text."""
 
     Params = Params
-    bottom_names = ("bottom",)
+    BOTTOMS = (Bottom("bottom"),)
     infer = staticmethod(infer)
 
     def forward(self, bottom: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .._runtime.checks import BlobError, Shape
-from .._runtime.declared import Bottom, Top
+from .._runtime.declared import Bottom, Top, Trait
 from .._runtime.definition import Definition, Spec
 from .._runtime.layer import Layer
 from .._runtime.params import param
@@ -161,7 +161,7 @@ class Eltwise(Layer):
     """See the module's text."""
 
     Params = Params
-    rereads = True
+    TRAITS = (Trait.REREADS,)
     infer = staticmethod(infer)
 
     def forward(self, *bottoms: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._runtime.checks import Shape, raise_if
+from .._runtime.declared import Bottom, Trait
 from .._runtime.fillers import FillerParams, FillerType, parameter
 from .._runtime.layer import Layer
 from .._runtime.params import param
@@ -44,9 +45,8 @@ class Embed(Layer):
     """See the module's text."""
 
     Params = Params
-    bottom_names = ("index",)
-    refused_bottoms = (0,)
-    maps = False
+    BOTTOMS = (Bottom("index", refused=True),)
+    TRAITS = (Trait.NO_CELLS,)
     infer = staticmethod(infer)
 
     def __init__(

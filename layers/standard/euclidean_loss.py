@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .._runtime.checks import BlobError, Shape
+from .._runtime.declared import Bottom, Trait
 from .._runtime.layer import Layer
 from .._runtime.params import NoParams
 from .._runtime.registry import register
@@ -28,8 +29,8 @@ def infer(params: NoParams, a: Shape, b: Shape) -> tuple[Shape, ...]:
 class EuclideanLoss(Layer):
     """See the module's text."""
 
-    bottom_names = ("a", "b")
-    is_loss = True
+    BOTTOMS = (Bottom("a"), Bottom("b"))
+    TRAITS = (Trait.LOSS,)
     infer = staticmethod(infer)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .._runtime.checks import Shape
-from .._runtime.declared import Bottom, Top
+from .._runtime.declared import Bottom, Top, Trait
 from .._runtime.definition import Definition, Spec
 from .._runtime.layer import Layer
 from .._runtime.params import param
@@ -176,7 +176,7 @@ power = Definition(
 
 
 class _Elementwise(Layer):
-    rereads = True
+    TRAITS = (Trait.REREADS,)
     parameters_sampled: tuple[Any, ...] = ()
 
     @classmethod

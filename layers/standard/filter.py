@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .._runtime.checks import BlobError, Shape, expect_values
+from .._runtime.declared import Bottom
 from .._runtime.layer import Layer
 from .._runtime.params import NoParams
 from .._runtime.registry import register
@@ -42,7 +43,7 @@ def infer(params: NoParams, *bottoms: Shape) -> tuple[Shape, ...]:
 class Filter(Layer):
     """See the module's text."""
 
-    refused_bottoms = (-1,)
+    BOTTOMS = (Bottom("batch", many=True), Bottom("selector", refused=True))
     infer = staticmethod(infer)
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:

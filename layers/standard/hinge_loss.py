@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .._runtime.checks import Shape
+from .._runtime.declared import Bottom, Role, Trait
 from .._runtime.layer import Layer
 from .._runtime.losses import class_labels, expect_one_label_an_item, wide
 from .._runtime.params import param
@@ -48,10 +49,8 @@ class HingeLoss(Layer):
     """See the module's text."""
 
     Params = Params
-    bottom_names = ("scores", "label")
-    is_loss = True
-    labels = (1,)
-    refused_bottoms = (1,)
+    BOTTOMS = (Bottom("scores"), Bottom("label", role=Role.LABEL, refused=True))
+    TRAITS = (Trait.LOSS,)
     infer = staticmethod(infer)
 
     def forward(self, scores: Tensor, label: Tensor) -> Tensor:

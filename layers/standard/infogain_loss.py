@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .._runtime.caffe_files import read_blob
 from .._runtime.checks import BlobError, Shape
-from .._runtime.declared import Bottom, Role, Top
+from .._runtime.declared import Bottom, Role, Top, Trait
 from .._runtime.definition import Definition, Spec
 from .._runtime.layer import Layer
 from .._runtime.losses import (
@@ -58,8 +58,8 @@ class Params:
 
 BOTTOMS = (
     Bottom("scores", "[..., C, ...]"),
-    Bottom("label", "[N, ...]", Role.LABEL),
-    Bottom("infogain", "[C, C]", Role.TABLE, optional=True, shared=True),
+    Bottom("label", "[N, ...]", Role.LABEL, refused=True),
+    Bottom("infogain", "[C, C]", Role.TABLE, optional=True, shared=True, refused=True),
 )
 TOPS = (Top("loss"), Top("prob", why_no_gradient="as in Caffe"))
 
@@ -144,9 +144,7 @@ class InfogainLoss(Layer):
     """See the module's text."""
 
     definition = definition
-    is_loss = True
-    weights_given = True
-    refused_bottoms = (1, 2)
+    TRAITS = (Trait.LOSS, Trait.WEIGHTS_GIVEN)
     infogain: Tensor | None
 
     def __init__(

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._runtime.checks import BlobError, Shape, canonical_axis
+from .._runtime.declared import Bottom, Trait
 from .._runtime.fillers import FillerParams, FillerType, parameter
 from .._runtime.layer import Layer
 from .._runtime.params import param
@@ -48,8 +49,8 @@ class InnerProduct(Layer):
     """See the module's text."""
 
     Params = Params
-    bottom_names = ("bottom",)
-    maps = False
+    BOTTOMS = (Bottom("bottom"),)
+    TRAITS = (Trait.NO_CELLS,)
     infer = staticmethod(infer)
 
     def __init__(

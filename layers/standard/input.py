@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from .._runtime.checks import Shape
+from .._runtime.declared import Trait
 from .._runtime.layer import Layer
 from .._runtime.params import BlobShape, param
 from .._runtime.registry import register
@@ -40,6 +41,7 @@ class Input(Layer):
     """See the module's text."""
 
     Params = Params
+    TRAITS = (Trait.INPUT,)
     infer = staticmethod(infer)
 
     def forward(self, *given: Tensor) -> tuple[Tensor, ...]:

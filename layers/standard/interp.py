@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._runtime.checks import BlobError, Shape, expect_axes
+from .._runtime.declared import Bottom
 from .._runtime.layer import Layer
 from .._runtime.params import param
 from .._runtime.reach import Reach
@@ -82,7 +83,7 @@ class Interp(Layer):
     """See the module's text."""
 
     Params = Params
-    bottom_names = ("bottom",)
+    BOTTOMS = (Bottom("bottom"),)
     infer = staticmethod(infer)
 
     @classmethod

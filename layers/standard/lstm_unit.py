@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .._runtime.checks import BlobError, Shape
+from .._runtime.declared import Bottom, Role, Trait
 from .._runtime.layer import Layer
 from .._runtime.params import NoParams
 from .._runtime.recurrent import lstm_unit
@@ -37,10 +38,8 @@ def infer(params: NoParams, c_prev: Shape, gates: Shape, cont: Shape) -> tuple[S
 class LSTMUnit(Layer):
     """See the module's text."""
 
-    bottom_names = ("c_prev", "gates", "cont")
-    labels = (2,)
-    refused_bottoms = (2,)
-    maps = False
+    BOTTOMS = (Bottom("c_prev"), Bottom("gates"), Bottom("cont", role=Role.LABEL, refused=True))
+    TRAITS = (Trait.NO_CELLS,)
     infer = staticmethod(infer)
 
     def forward(self, c_prev: Tensor, gates: Tensor, cont: Tensor) -> tuple[Tensor, Tensor]:

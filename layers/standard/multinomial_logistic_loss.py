@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .._runtime.checks import Shape
-from .._runtime.declared import Bottom, Role, Top
+from .._runtime.declared import Bottom, Role, Top, Trait
 from .._runtime.definition import Definition, Spec
 from .._runtime.layer import Layer
 from .._runtime.losses import class_labels, expect_one_label_an_item
@@ -26,7 +26,7 @@ from .._runtime.wide import wide, wide_dtype
 
 LEAST = 1e-20
 
-BOTTOMS = (Bottom("scores", "[N, ...]"), Bottom("label", "[N]", Role.LABEL))
+BOTTOMS = (Bottom("scores", "[N, ...]"), Bottom("label", "[N]", Role.LABEL, refused=True))
 TOPS = (Top("loss"),)
 
 
@@ -76,8 +76,7 @@ class MultinomialLogisticLoss(Layer):
     """See the module's text."""
 
     definition = definition
-    is_loss = True
-    refused_bottoms = (1,)
+    TRAITS = (Trait.LOSS,)
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:

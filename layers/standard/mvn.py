@@ -19,7 +19,7 @@ import numpy as np
 from torch import Tensor
 
 from .._runtime.checks import BlobError, Shape
-from .._runtime.declared import Bottom, Top
+from .._runtime.declared import Bottom, Top, Trait
 from .._runtime.definition import Definition, Spec
 from .._runtime.layer import Layer
 from .._runtime.params import param
@@ -106,7 +106,7 @@ class MVN(Layer):
     """See the module's text."""
 
     definition = definition
-    rereads = True
+    TRAITS = (Trait.REREADS,)
 
     def forward(self, bottom: Tensor) -> Tensor:
         if self.params.normalize_variance:

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._runtime.checks import Shape
-from .._runtime.declared import Bottom, Top
+from .._runtime.declared import Bottom, Top, Trait
 from .._runtime.definition import Definition, Spec
 from .._runtime.layer import Layer
 from .._runtime.params import Engine, param
@@ -188,8 +188,8 @@ swish = Definition(
 class Neuron(Layer):
     """What the neurons share."""
 
-    rereads = True
-    bottom_names = ("bottom",)
+    BOTTOMS = (Bottom("bottom"),)
+    TRAITS: ClassVar[tuple[Trait, ...]] = (Trait.REREADS,)
     infer = staticmethod(infer)
     sampled: ClassVar[tuple[object, ...]] = ()
 
@@ -244,7 +244,7 @@ class Sigmoid(Neuron):
 class AbsVal(Neuron):
     """``|x|``."""
 
-    in_place_refused = True
+    TRAITS = (*Neuron.TRAITS, Trait.NOT_IN_PLACE)
 
     def forward(self, bottom: Tensor) -> Tensor:
         return bottom.abs()
@@ -287,7 +287,7 @@ class Threshold(Neuron):
     """1 above the threshold, else 0."""
 
     Params = ThresholdParams
-    backward_refused = True
+    TRAITS = (*Neuron.TRAITS, Trait.NO_BACKWARD)
 
     def forward(self, bottom: Tensor) -> Tensor:
         return (bottom > self.params.threshold).to(bottom.dtype)

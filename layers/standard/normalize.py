@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .._runtime.checks import BlobError, Shape
+from .._runtime.declared import Bottom
 from .._runtime.fillers import FillerParams, FillerType, parameter
 from .._runtime.layer import Layer
 from .._runtime.params import param
@@ -45,7 +46,7 @@ class Normalize(Layer):
     """See the module's text."""
 
     Params = Params
-    bottom_names = ("bottom",)
+    BOTTOMS = (Bottom("bottom"),)
     infer = staticmethod(infer)
 
     def __init__(

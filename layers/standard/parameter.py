@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._runtime.checks import Shape
+from .._runtime.declared import Trait
 from .._runtime.layer import Layer
 from .._runtime.params import BlobShape, param
 from .._runtime.registry import register
@@ -33,6 +34,7 @@ class Parameter(Layer):
     """See the module's text."""
 
     Params = Params
+    TRAITS = (Trait.SHARES_MEMORY,)
     infer = staticmethod(infer)
 
     def __init__(

@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from .._runtime.checks import BlobError, Shape
+from .._runtime.declared import Bottom
 from .._runtime.layer import Layer
 from .._runtime.params import param
 from .._runtime.reach import SAME, Reach
@@ -48,7 +49,7 @@ class Permute(Layer):
     """See the module's text."""
 
     Params = Params
-    bottom_names = ("bottom",)
+    BOTTOMS = (Bottom("bottom"),)
     infer = staticmethod(infer)
 
     @classmethod

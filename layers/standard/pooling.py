@@ -28,6 +28,7 @@ import numpy as np
 from torch import Tensor
 
 from .._runtime.checks import Shape
+from .._runtime.declared import Bottom
 from .._runtime.layer import Layer
 from .._runtime.params import Engine, param
 from .._runtime.pool import Pair, PoolMethod, Windows, pool, windows_over
@@ -125,7 +126,7 @@ class Pooling(Layer):
     """See the module's text."""
 
     Params = Params
-    bottom_names = ("bottom",)
+    BOTTOMS = (Bottom("bottom"),)
     infer = staticmethod(infer)
 
     @classmethod

@@ -28,6 +28,7 @@ from torch.autograd.function import once_differentiable
 
 from .._runtime.blob import BlobVec, HostBlob
 from .._runtime.checks import Shape, expect_values
+from .._runtime.declared import Trait
 from .._runtime.layer import Layer
 from .._runtime.params import param
 from .._runtime.registry import register
@@ -111,7 +112,7 @@ class Python(Layer):
     """See the module's text. ``user`` is the instance of the user's class."""
 
     Params = Params
-    maps = False
+    TRAITS = (Trait.NO_CELLS, Trait.FOREIGN)
 
     def __init__(
         self,

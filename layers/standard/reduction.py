@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from .._runtime.checks import Shape, canonical_axis
+from .._runtime.declared import Bottom
 from .._runtime.layer import Layer
 from .._runtime.params import param
 from .._runtime.registry import register
@@ -48,7 +49,7 @@ class Reduction(Layer):
     """See the module's text."""
 
     Params = Params
-    bottom_names = ("bottom",)
+    BOTTOMS = (Bottom("bottom"),)
     infer = staticmethod(infer)
 
     def forward(self, bottom: Tensor) -> Tensor:

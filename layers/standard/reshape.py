@@ -17,6 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from .._runtime.checks import BlobError, Shape, canonical_axis
+from .._runtime.declared import Bottom, Trait
 from .._runtime.layer import Layer
 from .._runtime.params import param
 from .._runtime.registry import register
@@ -90,8 +91,8 @@ class Reshape(Layer):
     """See the module's text."""
 
     Params = ReshapeParams
-    bottom_names = ("bottom",)
-    in_place_refused = True
+    BOTTOMS = (Bottom("bottom"),)
+    TRAITS = (Trait.NOT_IN_PLACE, Trait.SHARES_MEMORY)
     infer = staticmethod(infer_reshape)
 
     def forward(self, bottom: Tensor) -> Tensor:
@@ -115,8 +116,8 @@ class Flatten(Layer):
     """See the module's text."""
 
     Params = FlattenParams
-    bottom_names = ("bottom",)
-    in_place_refused = True
+    BOTTOMS = (Bottom("bottom"),)
+    TRAITS = (Trait.NOT_IN_PLACE, Trait.SHARES_MEMORY)
     infer = staticmethod(infer_flatten)
 
     def forward(self, bottom: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .._runtime.checks import BlobError, Shape, canonical_axis
+from .._runtime.declared import Bottom
 from .._runtime.fillers import FillerParams, FillerType, parameter
 from .._runtime.layer import Layer
 from .._runtime.params import param
@@ -85,7 +86,7 @@ def infer(params: BiasParams | ScaleParams, bottom: Shape, *blob: Shape) -> tupl
 
 
 class _Broadcasting(Layer):
-    bottom_names = ("bottom", "blob")
+    BOTTOMS = (Bottom("bottom"), Bottom("blob"))
     infer = staticmethod(infer)
 
     def beside(self, blob: Tensor, bottom: Tensor, name: str) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .._runtime.checks import BlobError, Shape
-from .._runtime.declared import Bottom, Role, Top
+from .._runtime.declared import Bottom, Role, Top, Trait
 from .._runtime.definition import Definition, Spec
 from .._runtime.layer import Layer
 from .._runtime.losses import LossParams, Normalization, expect_items, loss_scale
@@ -24,7 +24,7 @@ from .._runtime.registry import register
 from .._runtime.samples import Sample, normal
 from .._runtime.wide import wide, wide_dtype
 
-BOTTOMS = (Bottom("scores", "[N, ...]"), Bottom("target", "[N, ...]", Role.LABEL))
+BOTTOMS = (Bottom("scores", "[N, ...]"), Bottom("target", "[N, ...]", Role.LABEL, refused=True))
 TOPS = (Top("loss"),)
 
 
@@ -88,8 +88,7 @@ class SigmoidCrossEntropyLoss(Layer):
     """See the module's text."""
 
     definition = definition
-    is_loss = True
-    refused_bottoms = (1,)
+    TRAITS = (Trait.LOSS,)
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:

@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from .._runtime.checks import BlobError, Shape, canonical_axis
+from .._runtime.declared import Bottom, Trait
 from .._runtime.layer import Layer
 from .._runtime.params import param
 from .._runtime.registry import register
@@ -61,7 +62,8 @@ class Slice(Layer):
     """See the module's text."""
 
     Params = Params
-    bottom_names = ("bottom",)
+    BOTTOMS = (Bottom("bottom"),)
+    TRAITS = (Trait.SHARES_MEMORY,)
 
     @property
     def parts(self) -> int:

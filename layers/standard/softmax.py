@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from .._runtime.checks import Shape, canonical_axis
+from .._runtime.declared import Bottom, Trait
 from .._runtime.layer import Layer
 from .._runtime.params import Engine, param
 from .._runtime.registry import register
@@ -36,8 +37,8 @@ class Softmax(Layer):
     """See the module's text."""
 
     Params = Params
-    rereads = True
-    bottom_names = ("bottom",)
+    BOTTOMS = (Bottom("bottom"),)
+    TRAITS = (Trait.REREADS,)
     infer = staticmethod(infer)
 
     def forward(self, bottom: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .._runtime.checks import Shape
-from .._runtime.declared import Bottom, Role, Top
+from .._runtime.declared import Bottom, Role, Top, Trait
 from .._runtime.definition import Definition, Spec
 from .._runtime.layer import Layer
 from .._runtime.losses import (
@@ -46,7 +46,7 @@ class Params:
     loss_param: LossParams = param(LossParams())
 
 
-BOTTOMS = (Bottom("scores", "[..., C, ...]"), Bottom("label", "[N, ...]", Role.LABEL))
+BOTTOMS = (Bottom("scores", "[..., C, ...]"), Bottom("label", "[N, ...]", Role.LABEL, refused=True))
 TOPS = (Top("loss"),)
 
 
@@ -116,8 +116,7 @@ class SoftmaxWithLoss(Layer):
     """See the module's text."""
 
     definition = definition
-    is_loss = True
-    refused_bottoms = (1,)
+    TRAITS = (Trait.LOSS,)
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:

@@ -6,6 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from .._runtime.checks import Shape
+from .._runtime.declared import Bottom, Trait
 from .._runtime.layer import Layer
 from .._runtime.params import NoParams
 from .._runtime.registry import register
@@ -16,8 +17,8 @@ from .._runtime.samples import Sample
 class Split(Layer):
     """See the module's text."""
 
-    bottom_names = ("bottom",)
-    in_place_refused = True
+    BOTTOMS = (Bottom("bottom"),)
+    TRAITS = (Trait.NOT_IN_PLACE, Trait.SHARES_MEMORY)
 
     def infer(self, params: NoParams, bottom: Shape) -> tuple[Shape, ...]:
         """The bottom's shape for each top."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .._runtime.checks import BlobError, Shape, expect_axes
+from .._runtime.declared import Bottom
 from .._runtime.layer import Layer
 from .._runtime.params import Engine, param
 from .._runtime.pool import PoolMethod, Windows, pool, windows_over
@@ -63,7 +64,7 @@ class SPP(Layer):
     """See the module's text."""
 
     Params = Params
-    bottom_names = ("bottom",)
+    BOTTOMS = (Bottom("bottom"),)
     infer = staticmethod(infer)
 
     def forward(self, bottom: Tensor) -> Tensor:

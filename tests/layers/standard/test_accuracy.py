@@ -8,6 +8,7 @@ import caffe_vectors
 import numpy as np
 import pytest
 import torch
+from cortado.layers._runtime.declared import Trait
 from cortado.layers.standard.accuracy import Accuracy, Params
 from shared import cases
 from suite import LayerSuite
@@ -65,4 +66,4 @@ def test_nan_and_no_gradient() -> None:
     accuracy, _ = Accuracy(Params())(scores, torch.zeros(1))
     assert float(accuracy) == 1
     assert not accuracy.requires_grad
-    assert Accuracy.backward_refused
+    assert Trait.NO_BACKWARD in Accuracy.TRAITS

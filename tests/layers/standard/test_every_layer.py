@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from cortado.layers._runtime.declared import Trait
 from cortado.layers._runtime.layer import Layer
 from cortado.layers._runtime.samples import Sample
 from cortado.layers.standard import (
@@ -92,7 +93,9 @@ def small(kind: type[Layer]) -> Iterator[Sample]:
 
 def cast(sample: Sample, kind: type[Layer], dtype: torch.dtype) -> list[Tensor]:
     return [
-        x if i in kind.tables or not x.is_floating_point() else x.to(dtype)
+        x
+        if kind.record(i, len(sample.bottoms)).coordinates or not x.is_floating_point()
+        else x.to(dtype)
         for i, x in enumerate(sample.bottoms)
     ]
 
@@ -105,7 +108,7 @@ def test_gradients(kind: type[Layer]) -> None:
         if not sample.differentiable or not sample.check_gradient:
             continue
         layer = made(kind, sample)
-        learned = [blob for blob in layer.blobs if not layer.statistics]
+        learned = [blob for blob in layer.blobs if Trait.STATISTICS not in kind.TRAITS]
         wanted = [sample.bottoms[i].detach().requires_grad_() for i in sample.differentiable]
 
         def function(*leaves: Tensor, layer: Layer = layer, sample: Sample = sample) -> object:
@@ -118,7 +121,7 @@ def test_gradients(kind: type[Layer]) -> None:
 
         assert torch.autograd.gradcheck(function, [*wanted, *learned], fast_mode=True)
         checked += 1
-    assert checked or kind.backward_refused
+    assert checked or Trait.NO_BACKWARD in kind.TRAITS
 
 
 @every_layer
