@@ -66,6 +66,11 @@ class CompiledSuite:
             x.detach().clone().requires_grad_(i in sample.differentiable) for i, x in enumerate(bottoms)
         ]
 
+    def shared(self, sample: Sample) -> list[int]:
+        """The bottoms that every item of a batch reads whole."""
+        count = len(sample.bottoms)
+        return [i for i in range(count) if self.layer.record(i, count).shared]
+
     def detached(self, sample: Sample) -> list[Tensor]:
         return [x.detach() for x in self.leaves(sample)]
 
@@ -122,9 +127,8 @@ class CompiledSuite:
 
     def longer(self, sample: Sample) -> list[Tensor]:
         """The sample's bottoms with every item of the batch twice."""
-        count = len(sample.bottoms)
         twice = [
-            x if self.layer.record(i, count).shared or not x.dim() else torch.cat((x, x))
+            x if i in self.shared(sample) or not x.dim() else torch.cat((x, x))
             for i, x in enumerate(self.leaves(sample))
         ]
         return [x.detach().requires_grad_(i in sample.differentiable) for i, x in enumerate(twice)]

@@ -102,8 +102,9 @@ def cases(
 
 def empty(case: Case) -> Case:
     """The case with an empty batch."""
-    shared = case.entry.layer.shared
-    bottoms = tuple(x if i in shared else x[:0] for i, x in enumerate(case.sample.bottoms))
+    layer, whole = case.entry.layer, case.sample.bottoms
+    shared = [layer.record(i, len(whole)).shared for i in range(len(whole))]
+    bottoms = tuple(x if kept else x[:0] for x, kept in zip(whole, shared, strict=True))
     sample = Sample(case.sample.params, bottoms, case.sample.differentiable, case.sample.tops, "empty")
     return Case(case.entry, sample, case.dtype)
 

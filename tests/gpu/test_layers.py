@@ -138,13 +138,13 @@ class WithKernels(OnDevice):
         tops = self.run(sample.params, bottoms)
         given = [torch.randn_like(tops[i]) if tops[i].dim() else tops[i] * 0 + 1 for i in sample.tops]
         alone = self._given(sample, bottoms, given)
-        batched = [x for i, x in enumerate(bottoms) if i not in self.layer.shared]
+        batched = [x for i, x in enumerate(bottoms) if i not in self.shared(sample)]
         held = [x for x in (*batched, *tops) if x.dim()]
         count = max(x.nbytes if unit == "bytes" else x.numel() for x in held)
         times = device.MANY // count + 1
         with device.alone(6 * times * sum(x.nbytes for x in held)):
             try:
-                repeated = _repeated(bottoms, times, self.layer.shared)
+                repeated = _repeated(bottoms, times, self.shared(sample))
                 whole = self._given(sample, repeated, _repeated(given, times))
             except (ValueError, cuda.PlanError) as error:
                 pytest.skip(f"refused: {error}")
@@ -163,7 +163,7 @@ class WithKernels(OnDevice):
         for i, (a, b) in enumerate(zip(whole, alone, strict=True)):
             if not b.dim():
                 close(a, b, tolerance, f"top {i}")
-            elif bottoms[i] in self.layer.shared:
+            elif bottoms[i] in self.shared(sample):
                 close(a, times * growth * b.double(), tolerance, f"result {i}")
             else:
                 for image in (0, times // 2, times - 1):
