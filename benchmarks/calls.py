@@ -1,5 +1,6 @@
-"""``python -m benchmarks.calls [--json FILE] [--before FILE] [--write]``: what a call of a functional form
-costs on inputs so small that its mathematics hardly counts, without a gradient and with a backward pass.
+"""``python -m benchmarks.calls [--json FILE] [--before FILE] [--write]``: what a call of a functional
+form costs on inputs so small that its mathematics hardly counts, without a gradient and with a backward
+pass.
 
 Microseconds are of CPU time on one thread, the least of several rounds. ``--json`` keeps them;
 ``--before`` shows those that another version has kept: ``PYTHONPATH=OTHER python benchmarks/calls.py``.

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from cortado.layers._runtime.registry import find
-from cortado.layers._runtime.samples import Sample
+from cortado.layers._engine.registry import find
+from cortado.layers._engine.samples import Sample
 from cortado.tools import plain
 from cortado.tools.measuring import Call, backward, forward, nbytes, traffic
 from torch import Tensor

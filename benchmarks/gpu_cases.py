@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from cortado.layers._runtime.dispatch import impl
-from cortado.layers._runtime.registry import find
+from cortado.layers._engine.dispatch import impl
+from cortado.layers._engine.registry import find
 from cortado.tools import plain
 from cortado.tools.measuring import (
     Call,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 
-from cortado.layers._runtime.cells import CellParams
+from cortado.layers._geometry.cells import CellParams
 from cortado.layers.hyperpixel_correlation import hyperpixel_correlation
 from cortado.layers.regularized_hough_matching import regularized_hough_matching
 from cortado.tools import plain

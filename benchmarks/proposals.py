@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cortado.layers._runtime.boxes import iou_matrix
+from cortado.layers._geometry.boxes import iou_matrix
 from cortado.layers.data import proposals
 
 RESULTS = Path(__file__).parent / "results" / "proposals.md"
@@ -58,7 +58,7 @@ class Cutout:
 def photograph(name: str) -> np.ndarray:
     """A photograph that scikit-image installs with itself, RGB."""
     import skimage.data
-    from cortado.layers._runtime.images import read_image
+    from cortado.layers._data.images import read_image
 
     folder = Path(skimage.data.__file__).parent
     return read_image(next(folder.glob(f"{name}.*[gG]")))

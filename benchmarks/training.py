@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from cortado.layers._runtime.dispatch import impl
+from cortado.layers._engine.dispatch import impl
 from cortado.nets import specs
 from cortado.nets.graph import StateFields
 from cortado.nets.solver import Solver

@@ -19,8 +19,8 @@ from typing import Any
 
 import command_page
 import layer_pages
-from cortado.layers._runtime.keypoint_pairs import readers, sources
-from cortado.layers._runtime.registry import Entry
+from cortado.layers._data.keypoint_pairs import readers, sources
+from cortado.layers._engine.registry import Entry
 from cortado.tools.gradcheck import check_layer
 from rst import Table, heading, table, tables
 
@@ -106,7 +106,7 @@ def check(entry: Entry) -> list[dict[str, Any]]:
 
 
 def _digest(entry: Entry) -> str:
-    files = [Path(inspect.getfile(entry.layer)), *sorted((ROOT / "layers/_runtime").glob("*.py"))]
+    files = [Path(inspect.getfile(entry.layer)), *sorted((ROOT / "layers").glob("_*/*.py"))]
     files += [ROOT / name for name in CHECKER]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 

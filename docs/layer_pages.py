@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 from cortado import functional
-from cortado.layers._runtime.registry import Entry, entries, find, snake_case
-from cortado.layers._runtime.registry import types as type_names
-from cortado.layers._runtime.samples import Sample
+from cortado.layers._engine.registry import Entry, entries, find, snake_case
+from cortado.layers._engine.registry import types as type_names
+from cortado.layers._engine.samples import Sample
 from cortado.nets import specs
 from cortado.prototxt_like import Message, dump, load, loads
 from cortado.prototxt_like.bind import unbind

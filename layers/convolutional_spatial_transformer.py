@@ -38,16 +38,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._runtime import cuda
-from ._runtime.checks import BlobError, Shape, expect_axes
-from ._runtime.declared import Bottom, Top
-from ._runtime.definition import Definition, Spec
-from ._runtime.layer import Layer
-from ._runtime.params import param
-from ._runtime.reach import Reach
-from ._runtime.registry import register
-from ._runtime.samples import Sample
-from ._runtime.wide import wide
+from ._engine import cuda
+from ._engine.checks import BlobError, Shape, expect_axes
+from ._engine.declared import Bottom, Top
+from ._engine.definition import Definition, Spec
+from ._engine.layer import Layer
+from ._engine.params import param
+from ._engine.reach import Reach
+from ._engine.registry import register
+from ._engine.samples import Sample
+from ._engine.wide import wide
 
 BILINEAR, ZEROS, ALIGN_CORNERS = 0, 0, False  # as aten.grid_sampler_2d numbers them
 

@@ -39,16 +39,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._runtime import cuda, geometry, tiles
-from ._runtime.checks import BlobError, Shape, deferred, expect_axes, raise_if, value_flag
-from ._runtime.declared import Bottom, Role, Top, Trait
-from ._runtime.definition import Definition, Spec
-from ._runtime.geometry import Corners, corners, expect_finite, read, scatter
-from ._runtime.layer import Layer
-from ._runtime.params import Gradient, param
-from ._runtime.registry import register
-from ._runtime.samples import Sample
-from ._runtime.wide import wide_dtype
+from ._engine import cuda, tiles
+from ._engine.checks import BlobError, Shape, deferred, expect_axes, raise_if, value_flag
+from ._engine.declared import Bottom, Role, Top, Trait
+from ._engine.definition import Definition, Spec
+from ._engine.layer import Layer
+from ._engine.params import Gradient, param
+from ._engine.registry import register
+from ._engine.samples import Sample
+from ._engine.wide import wide_dtype
+from ._geometry import geometry
+from ._geometry.geometry import Corners, corners, expect_finite, read, scatter
 
 
 class Form(enum.Enum):

@@ -56,8 +56,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._runtime import parallel
-from ._runtime.checks import (
+from ._engine import parallel
+from ._engine.checks import (
     INTEGERS,
     BlobError,
     Shape,
@@ -66,14 +66,14 @@ from ._runtime.checks import (
     raise_if,
     valueless,
 )
-from ._runtime.declared import Bottom, Role, Top
-from ._runtime.definition import Definition, Spec
-from ._runtime.geometry import expect_finite, to_points
-from ._runtime.layer import Layer
-from ._runtime.params import param
-from ._runtime.registry import register
-from ._runtime.samples import Sample
-from ._runtime.wide import wide_dtype
+from ._engine.declared import Bottom, Role, Top
+from ._engine.definition import Definition, Spec
+from ._engine.layer import Layer
+from ._engine.params import param
+from ._engine.registry import register
+from ._engine.samples import Sample
+from ._engine.wide import wide_dtype
+from ._geometry.geometry import expect_finite, to_points
 
 SEEDS = 2**63  # a tensor's int64
 MULTIPLIER, INCREMENT = 6364136223846793005, 1442695040888963407  # Knuth's, of period 2^64

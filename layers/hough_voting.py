@@ -54,18 +54,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._runtime import boxes, cuda
-from ._runtime.checks import BlobError, Shape, expect_axes, raise_if, value_flag
-from ._runtime.declared import Bottom, Role, Top
-from ._runtime.definition import Definition, Spec
-from ._runtime.geometry import table_pointers
-from ._runtime.layer import Layer
-from ._runtime.operators import unbacked
-from ._runtime.params import Gradient, param
-from ._runtime.registry import register
-from ._runtime.samples import Sample
-from ._runtime.sizes import FAR, Size, expect_sizes
-from ._runtime.wide import wide_dtype
+from ._engine import cuda
+from ._engine.checks import BlobError, Shape, expect_axes, raise_if, value_flag
+from ._engine.declared import Bottom, Role, Top
+from ._engine.definition import Definition, Spec
+from ._engine.layer import Layer
+from ._engine.operators import unbacked
+from ._engine.params import Gradient, param
+from ._engine.registry import register
+from ._engine.samples import Sample
+from ._engine.sizes import FAR, Size, expect_sizes
+from ._engine.wide import wide_dtype
+from ._geometry import boxes
+from ._geometry.geometry import table_pointers
 
 CHUNK = 1 << 15  # matches at a time: what stays in a core's cache
 

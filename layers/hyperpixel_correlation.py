@@ -9,7 +9,7 @@ their channels (Hyperpixel Flow, Eq. 1). Of a cell p of image A and a cell p' of
 Bottoms: the maps of image A, each ``[N, C_l, H_l, W_l]``, the base first; then as many of B,
 ``[N, C_l, H'_l, W'_l]``; one floating type. With a ``margin`` also the two images, or their sizes (two
 values, height and width). Top: ``[N, H, W, H', W']`` over the cells of the bases, in that type. Cells
-that the margin leaves out (``_runtime/cells.py``) are not computed: they get 0, and give no gradient.
+that the margin leaves out (``_geometry/cells.py``) are not computed: they get 0, and give no gradient.
 With ``channel_weights`` the layer owns a blob ``[C_l]`` for each map, shared by A and B, which
 multiplies its channels.
 
@@ -52,19 +52,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._runtime import cells, cuda
-from ._runtime.cells import CellParams, as_tensor, clear_others, counts, place
-from ._runtime.checks import BlobError, Shape, expect_axes, expect_floating, kind_of, shapes
-from ._runtime.declared import Bottom, Role, Top, Trait
-from ._runtime.definition import Definition, Spec
-from ._runtime.fillers import FillerParams, parameter
-from ._runtime.layer import Layer
-from ._runtime.operators import unbacked
-from ._runtime.params import param
-from ._runtime.registry import register
-from ._runtime.samples import Sample, normal
-from ._runtime.sizes import Size, expect_sizes, shape_of
-from ._runtime.wide import wide_dtype
+from ._engine import cuda
+from ._engine.checks import BlobError, Shape, expect_axes, expect_floating, kind_of, shapes
+from ._engine.declared import Bottom, Role, Top, Trait
+from ._engine.definition import Definition, Spec
+from ._engine.fillers import FillerParams, parameter
+from ._engine.layer import Layer
+from ._engine.operators import unbacked
+from ._engine.params import param
+from ._engine.registry import register
+from ._engine.samples import Sample, normal
+from ._engine.sizes import Size, expect_sizes, shape_of
+from ._engine.wide import wide_dtype
+from ._geometry import cells
+from ._geometry.cells import CellParams, as_tensor, clear_others, counts, place
 
 Kept = cells.Kept
 NOWHERE = 0.0, 0.0  # an image that is not given: without a margin none is looked at

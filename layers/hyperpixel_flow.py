@@ -7,7 +7,7 @@ Bottoms: ``confidence`` ``[N, H, W, H', W']``, any floating type; ``size_a`` and
 image ``[N, C, h, w]``, of which only the shape is read; ``size_b`` may be two values (height, width).
 Top: flow ``[N, 2, h, w]`` float32, or float64 for a float64 confidence, image pixels to go in x and in
 y; NaN at pixels that no box holds, and everywhere if no cell of B takes part. Cells as
-``_runtime/cells.py`` has them. No gradient: a choice has none.
+``_geometry/cells.py`` has them. No gradient: a choice has none.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._runtime.cells import CellParams
-from ._runtime.checks import BlobError, Shape, expect_values, valueless
-from ._runtime.declared import Bottom, Role, Top, Trait
-from ._runtime.definition import Definition, Spec
-from ._runtime.layer import Layer
-from ._runtime.registry import register
-from ._runtime.samples import Sample, distinct
-from ._runtime.sizes import Size, shape_of, size_of, size_tensor
-from ._runtime.transfer import Steps, expect_confidence
-from ._runtime.wide import wide_dtype
+from ._engine.checks import BlobError, Shape, expect_values, valueless
+from ._engine.declared import Bottom, Role, Top, Trait
+from ._engine.definition import Definition, Spec
+from ._engine.layer import Layer
+from ._engine.registry import register
+from ._engine.samples import Sample, distinct
+from ._engine.sizes import Size, shape_of, size_of, size_tensor
+from ._engine.wide import wide_dtype
+from ._geometry.cells import CellParams
+from ._geometry.transfer import Steps, expect_confidence
 
 Params = CellParams
 CHOICE = "a choice has none"

@@ -8,9 +8,9 @@ columns, of which the first two, (x, y) in image pixels, are read; ``size_a`` an
 image ``[N, C, h, w]``, of which only the shape is read, or two values (height, width). Tops: the points
 in B ``[N, P, 2]``, and if asked for the confidence ``[N, P]``, the mean of those cells' best; float32,
 or float64 for float64 points. NaN for a point that no box holds, as in the released code, whose 0 / 0
-counts as a miss, and for all points where no cell of B takes part. Which cells there are,
-``_runtime/cells.py`` says; those that the margin leaves out take no part. Of equal matches the first is
-taken. On the CPU only the rows of cells that hold a point are read. No gradient: a choice has none.
+counts as a miss, and for all points where no cell of B takes part. ``_geometry/cells.py`` says which
+cells there are; those that the margin leaves out take no part. Of equal matches the first is taken. On
+the CPU only the rows of cells that hold a point are read. No gradient: a choice has none.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._runtime.cells import CellParams
-from ._runtime.checks import BlobError, Shape, expect_axes
-from ._runtime.declared import Bottom, Role, Top, Trait
-from ._runtime.definition import Definition, Spec
-from ._runtime.layer import Layer
-from ._runtime.registry import register
-from ._runtime.samples import Sample, distinct
-from ._runtime.sizes import Size
-from ._runtime.transfer import Steps, expect_confidence
-from ._runtime.wide import wide_dtype
+from ._engine.checks import BlobError, Shape, expect_axes
+from ._engine.declared import Bottom, Role, Top, Trait
+from ._engine.definition import Definition, Spec
+from ._engine.layer import Layer
+from ._engine.registry import register
+from ._engine.samples import Sample, distinct
+from ._engine.sizes import Size
+from ._engine.wide import wide_dtype
+from ._geometry.cells import CellParams
+from ._geometry.transfer import Steps, expect_confidence
 
 Params = CellParams
 CHOICE = "a choice has none"

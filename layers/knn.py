@@ -40,17 +40,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._runtime import cuda
-from ._runtime.checks import BlobError, Shape, expect_axes, expect_floating, shapes
-from ._runtime.declared import Bottom, Role, Top
-from ._runtime.definition import Definition, Spec
-from ._runtime.dispatch import use_cuda
-from ._runtime.geometry import Corners, scatter
-from ._runtime.layer import Layer
-from ._runtime.params import param
-from ._runtime.registry import register
-from ._runtime.samples import Sample
-from ._runtime.wide import wide, wide_dtype
+from ._engine import cuda
+from ._engine.checks import BlobError, Shape, expect_axes, expect_floating, shapes
+from ._engine.declared import Bottom, Role, Top
+from ._engine.definition import Definition, Spec
+from ._engine.dispatch import use_cuda
+from ._engine.layer import Layer
+from ._engine.params import param
+from ._engine.registry import register
+from ._engine.samples import Sample
+from ._engine.wide import wide, wide_dtype
+from ._geometry.geometry import Corners, scatter
 
 BLOCK = 16  # references that share one bound
 # Of one product: large, because threads meet after each, but what its minima are taken of is still in

@@ -7,7 +7,7 @@ linearly between the corners, rounded to a pixel and clamped to the second image
 the first is taken.
 
 Bottoms: scores ``[P, S]``; rois_a ``[P, 5]`` and rois_b ``[S, 5]`` rows (batch, x1, y1, x2, y2) in
-image pixels (or ``[., 4]`` without batch; boxes as ``_runtime/boxes.py`` has them); image1 ``[1, C,
+image pixels (or ``[., 4]`` without batch; boxes as ``_geometry/boxes.py`` has them); image1 ``[1, C,
 H, W]`` and image2 ``[1, C, h, w]``, of which only the sizes count. Top: flow ``[1, 2, H, W]``
 float32, whole pixels to go in x and in y; NaN at pixels that no box covers. No gradient: to round
 has none.
@@ -22,16 +22,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._runtime.boxes import corners, expect_boxes, expect_finite
-from ._runtime.checks import INTEGERS, BlobError, Shape, expect_axes, expect_numbers
-from ._runtime.declared import Bottom, Role, Top, Trait
-from ._runtime.definition import Definition, Spec
-from ._runtime.layer import Layer
-from ._runtime.params import NoParams
-from ._runtime.regions import best_matches
-from ._runtime.registry import register
-from ._runtime.samples import Sample, distinct
-from ._runtime.sizes import size_tensor
+from ._engine.checks import INTEGERS, BlobError, Shape, expect_axes, expect_numbers
+from ._engine.declared import Bottom, Role, Top, Trait
+from ._engine.definition import Definition, Spec
+from ._engine.layer import Layer
+from ._engine.params import NoParams
+from ._engine.registry import register
+from ._engine.samples import Sample, distinct
+from ._engine.sizes import size_tensor
+from ._geometry.boxes import corners, expect_boxes, expect_finite
+from ._geometry.regions import best_matches
 
 CHUNK = 32  # boxes at a time on a CUDA device
 

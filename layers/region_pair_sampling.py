@@ -37,14 +37,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._runtime import boxes
-from ._runtime.checks import BlobError, Shape, deferred, expect_axes, raise_if
-from ._runtime.declared import Bottom, Role, Top
-from ._runtime.definition import Definition, Spec
-from ._runtime.layer import Layer
-from ._runtime.params import param
-from ._runtime.registry import register
-from ._runtime.samples import Sample
+from ._engine.checks import BlobError, Shape, deferred, expect_axes, raise_if
+from ._engine.declared import Bottom, Role, Top
+from ._engine.definition import Definition, Spec
+from ._engine.layer import Layer
+from ._engine.params import param
+from ._engine.registry import register
+from ._engine.samples import Sample
+from ._geometry import boxes
 
 
 class Rule(enum.Enum):

@@ -9,8 +9,8 @@ which is the paper's sum over all offsets x, read at the match's own bin.
 
 Bottoms: ``similarity`` ``[N, H, W, H', W']``, any floating type; ``size_a`` and ``size_b``, each an
 image ``[N, C, h, w]``, of which only the shape is read, or two values (height, width). Top: the
-confidence, of the similarity's shape and type. Cells that the margin leaves out (``_runtime/cells.py``)
-neither vote nor match: they get 0, and no gradient.
+confidence, of the similarity's shape and type. Cells that the margin leaves out
+(``_geometry/cells.py``) neither vote nor match: they get 0, and no gradient.
 
 **Bins.** W and W' being the images' widths, H and H' their heights, in pixels,
 cell = sqrt((W + W') (H + H') / ``cells``). The offset of a match along x is vx = W - x(p) + x'(p'), its
@@ -42,19 +42,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._runtime import cuda
-from ._runtime.cells import CellParams, Kept, as_tensor, clear_others, counts, place
-from ._runtime.checks import Shape, expect_axes, valueless
-from ._runtime.declared import Bottom, Role, Top, Trait
-from ._runtime.definition import Definition, Spec
-from ._runtime.dispatch import use_cuda
-from ._runtime.layer import Layer
-from ._runtime.operators import unbacked
-from ._runtime.params import param
-from ._runtime.registry import register
-from ._runtime.samples import Sample
-from ._runtime.sizes import Size, expect_sizes, size_of
-from ._runtime.wide import wide_dtype
+from ._engine import cuda
+from ._engine.checks import Shape, expect_axes, valueless
+from ._engine.declared import Bottom, Role, Top, Trait
+from ._engine.definition import Definition, Spec
+from ._engine.dispatch import use_cuda
+from ._engine.layer import Layer
+from ._engine.operators import unbacked
+from ._engine.params import param
+from ._engine.registry import register
+from ._engine.samples import Sample
+from ._engine.sizes import Size, expect_sizes, size_of
+from ._engine.wide import wide_dtype
+from ._geometry.cells import CellParams, Kept, as_tensor, clear_others, counts, place
 
 CPU = torch.device("cpu")
 SIGMA = 7 / 2 / 2.354  # half of the kernel is the width at half height

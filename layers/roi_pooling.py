@@ -37,15 +37,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._runtime import boxes, cuda, tiles
-from ._runtime.checks import BlobError, Shape, deferred, expect_axes, raise_if, value_flag
-from ._runtime.declared import Bottom, Role, Top, Trait
-from ._runtime.definition import Definition, Spec
-from ._runtime.layer import Layer
-from ._runtime.params import param
-from ._runtime.registry import register
-from ._runtime.samples import Sample, distinct
-from ._runtime.wide import wide_dtype
+from ._engine import cuda, tiles
+from ._engine.checks import BlobError, Shape, deferred, expect_axes, raise_if, value_flag
+from ._engine.declared import Bottom, Role, Top, Trait
+from ._engine.definition import Definition, Spec
+from ._engine.layer import Layer
+from ._engine.params import param
+from ._engine.registry import register
+from ._engine.samples import Sample, distinct
+from ._engine.wide import wide_dtype
+from ._geometry import boxes
 
 FARTHEST = 2**30  # cells; keeps every product below in 64 bits
 TABLE = 1 << 25  # elements of the tables of maxima at a time

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from cortado.layers._runtime.declared import Role, Trait
-from cortado.layers._runtime.layer import Layer
+from cortado.layers._engine.declared import Role, Trait
+from cortado.layers._engine.layer import Layer
 
 from .graph import Node
 

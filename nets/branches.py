@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import torch
-from cortado.layers._runtime.checks import expect_finite
-from cortado.layers._runtime.layer import Layer
+from cortado.layers._engine.checks import expect_finite
+from cortado.layers._engine.layer import Layer
 
 from .net import Net, Step
 

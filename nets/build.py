@@ -16,12 +16,12 @@ from functools import cache
 from typing import Any
 
 import torch
-from cortado.layers._runtime import registry
-from cortado.layers._runtime.checks import BlobError, Shape
-from cortado.layers._runtime.declared import Trait
-from cortado.layers._runtime.fillers import without_values
-from cortado.layers._runtime.layer import Layer
-from cortado.layers._runtime.users import called_lines
+from cortado.layers._engine import registry
+from cortado.layers._engine.checks import BlobError, Shape
+from cortado.layers._engine.declared import Trait
+from cortado.layers._engine.fillers import without_values
+from cortado.layers._engine.layer import Layer
+from cortado.layers._engine.users import called_lines
 from cortado.prototxt_like import schema
 from cortado.prototxt_like.bind import bind
 from cortado.prototxt_like.message import Field, Message, Scalar

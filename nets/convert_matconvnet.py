@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from cortado.layers._runtime import mat_file
+from cortado.layers._data import mat_file
 
 from .stored import Shapes, Stored
 

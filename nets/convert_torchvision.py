@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import torch
-from cortado.layers._runtime.checks import Shape
+from cortado.layers._engine.checks import Shape
 from torch.nn import functional
 
 from .stored import Shapes, Stored

@@ -13,9 +13,9 @@ from fractions import Fraction
 from math import prod
 from typing import NamedTuple
 
-from cortado.layers._runtime.checks import Shape
-from cortado.layers._runtime.declared import Trait
-from cortado.layers._runtime.reach import Length, Reach
+from cortado.layers._engine.checks import Shape
+from cortado.layers._engine.declared import Trait
+from cortado.layers._engine.reach import Length, Reach
 
 from .build import Built, BuiltLayer
 from .graph import MatchParams

@@ -1,7 +1,7 @@
 """What methods find in the pairs of a benchmark, and how right it is.
 
 What ``cortado evaluate``, the search for layers and a user's script share. A method is called with a
-pair of :mod:`cortado.layers._runtime.keypoint_pairs`, and gives where the points of image 1 are in
+pair of :mod:`cortado.layers._data.keypoint_pairs`, and gives where the points of image 1 are in
 image 2. The benchmark's own protocol measures that: PCK of key points, LT-ACC and IoU of outlines::
 
     pairs = open_pairs("pf-willow:DIR")
@@ -23,10 +23,10 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-from cortado.layers._runtime.images import image_size, read_image
-from cortado.layers._runtime.keypoint_pairs import ImagePair, KeypointPair, OutlinePair, digest
-from cortado.layers._runtime.keypoints import pair_pck
-from cortado.layers._runtime.transform import limited_size
+from cortado.layers._data.images import image_size, read_image
+from cortado.layers._data.keypoint_pairs import ImagePair, KeypointPair, OutlinePair, digest
+from cortado.layers._data.transform import limited_size
+from cortado.layers._geometry.keypoints import pair_pck
 from cortado.layers.metrics.label_transfer import filled, label_transfer
 
 from .matching import Description, Matcher

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cortado.layers._runtime import hdf5_file
+from cortado.layers._data import hdf5_file
 from cortado.prototxt_like.files import open_file
 from cortado.prototxt_like.wire import Array
 

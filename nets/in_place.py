@@ -15,7 +15,7 @@ from itertools import count
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
-from cortado.layers._runtime.declared import Trait
+from cortado.layers._engine.declared import Trait
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import safetensors
 import safetensors.torch
-from cortado.layers._runtime.images import read_image
-from cortado.layers._runtime.keypoint_pairs import digest
+from cortado.layers._data.images import read_image
+from cortado.layers._data.keypoint_pairs import digest
 from cortado.prototxt_like import prototxt
 from cortado.prototxt_like.files import replace_file
 from torch import Tensor

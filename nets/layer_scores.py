@@ -20,10 +20,10 @@ import numpy.typing as npt
 import torch
 from cortado.layers import hyperpixel_correlation as correlation
 from cortado.layers import regularized_hough_matching as hough
-from cortado.layers._runtime.cells import CellParams
-from cortado.layers._runtime.keypoint_pairs import KeypointPair
-from cortado.layers._runtime.keypoints import pair_pck
-from cortado.layers._runtime.transfer import Steps
+from cortado.layers._data.keypoint_pairs import KeypointPair
+from cortado.layers._geometry.cells import CellParams
+from cortado.layers._geometry.keypoints import pair_pck
+from cortado.layers._geometry.transfer import Steps
 from cortado.prototxt_like.source import SpecError
 from torch import Tensor
 

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from cortado.layers import extract_feature, hyperpixel_flow, keypoint_transfer
-from cortado.layers._runtime.cells import CellParams
-from cortado.layers._runtime.transform import TransformParams, blob, limited, limited_size
+from cortado.layers._data.transform import TransformParams, blob, limited, limited_size
+from cortado.layers._geometry.cells import CellParams
 from cortado.prototxt_like.bind import bind
 from cortado.prototxt_like.message import Message
 from cortado.prototxt_like.source import SpecError

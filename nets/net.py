@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from cortado.layers._runtime.checks import BlobError, Shape, kind_of, remedy
-from cortado.layers._runtime.declared import Trait
-from cortado.layers._runtime.layer import Layer
+from cortado.layers._engine.checks import BlobError, Shape, kind_of, remedy
+from cortado.layers._engine.declared import Trait
+from cortado.layers._engine.layer import Layer
 from cortado.prototxt_like.message import Message
 from cortado.prototxt_like.source import Span, did_you_mean
 from torch import nn

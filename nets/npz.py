@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from cortado.layers._runtime.checks import Shape
+from cortado.layers._engine.checks import Shape
 from cortado.prototxt_like.files import open_file
 
 from .stored import Shapes, Stored

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cortado.layers._runtime import parallel
+from cortado.layers._engine import parallel
 from cortado.prototxt_like.bind import bind
 from cortado.prototxt_like.files import clean
 from cortado.prototxt_like.message import Message

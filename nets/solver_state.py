@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from cortado.layers._runtime import hdf5_file
+from cortado.layers._data import hdf5_file
 from cortado.prototxt_like import SpecError, wire
 from cortado.prototxt_like.files import replace_file
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from cortado.layers._runtime.checks import Shape
+from cortado.layers._engine.checks import Shape
 
 Shapes: TypeAlias = Mapping[str, Sequence[Shape]]
 """The shapes of a net's blobs, by layer: what a conversion suits its blobs to."""

@@ -28,9 +28,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from cortado.layers._runtime.checks import Shape
-from cortado.layers._runtime.declared import Trait
-from cortado.layers._runtime.layer import Layer
+from cortado.layers._engine.checks import Shape
+from cortado.layers._engine.declared import Trait
+from cortado.layers._engine.layer import Layer
 from cortado.prototxt_like.files import open_file, replace_file
 from cortado.prototxt_like.schema import encode, enum, message
 from cortado.prototxt_like.source import Errors, SpecError

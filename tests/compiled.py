@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from cortado.layers._runtime.definition import Definition
-from cortado.layers._runtime.function import refusal
-from cortado.layers._runtime.layer import Layer
-from cortado.layers._runtime.samples import Sample
+from cortado.layers._engine.definition import Definition
+from cortado.layers._engine.function import refusal
+from cortado.layers._engine.layer import Layer
+from cortado.layers._engine.samples import Sample
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from cortado.layers._runtime import cuda
-from cortado.layers._runtime.dispatch import impl
+from cortado.layers._engine import cuda
+from cortado.layers._engine.dispatch import impl
 
 HEADER = Path(__file__).parent / "cuda" / "cuda_host.h"
 BUILD = Path(__file__).parent.parent / "build" / "cuda_host"

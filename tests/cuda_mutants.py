@@ -18,7 +18,7 @@ from typing import Protocol
 import cuda_host
 import cuda_proof
 import torch
-from cortado.layers._runtime import cuda, kernel_text, registry
+from cortado.layers._engine import cuda, kernel_text, registry
 from cuda_host import CompileError, Host, HostError
 from torch import Tensor
 

@@ -13,9 +13,9 @@ from types import ModuleType
 
 import numpy as np
 import torch
-from cortado.layers._runtime import cuda, registry
-from cortado.layers._runtime.dispatch import impl
-from cortado.layers._runtime.samples import Sample
+from cortado.layers._engine import cuda, registry
+from cortado.layers._engine.dispatch import impl
+from cortado.layers._engine.samples import Sample
 from torch import Tensor
 
 SEED = 20160617

@@ -16,8 +16,8 @@ from pathlib import Path
 import cuda_host
 import pytest
 import torch
-from cortado.layers._runtime import cuda
-from cortado.layers._runtime.dispatch import impl
+from cortado.layers._engine import cuda
+from cortado.layers._engine.dispatch import impl
 from torch import Tensor
 
 REHEARSAL = os.environ.get("CORTADO_REHEARSE_GPU") == "1"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from cortado.layers._runtime.images import read_image
-from cortado.layers._runtime.keypoint_pairs import KeypointPair
+from cortado.layers._data.images import read_image
+from cortado.layers._data.keypoint_pairs import KeypointPair
 from scipy.ndimage import map_coordinates
 
 SHIFTS = ((-2, 0), (2, 0), (0, -2), (0, 2))

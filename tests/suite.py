@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 import torch
 from compiled import CompiledSuite
-from cortado.layers._runtime.declared import Trait
-from cortado.layers._runtime.dispatch import impl
-from cortado.layers._runtime.layer import Layer
-from cortado.layers._runtime.samples import Sample
+from cortado.layers._engine.declared import Trait
+from cortado.layers._engine.dispatch import impl
+from cortado.layers._engine.layer import Layer
+from cortado.layers._engine.samples import Sample
 from cortado.tools.gradcheck import GradientError, caffe_check, directional
 from torch import Tensor
 

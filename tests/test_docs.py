@@ -16,8 +16,8 @@ from typing import ClassVar
 import docutils.core
 import docutils.nodes
 import pytest
-from cortado.layers._runtime.registry import entries, find
-from cortado.layers._runtime.transform import TransformParams
+from cortado.layers._data.transform import TransformParams
+from cortado.layers._engine.registry import entries, find
 from cortado.nets import graph, solver_params
 from cortado.prototxt_like import Message, loads
 from cortado.prototxt_like.bind import bind

@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 # which read and write by prototxt_like
-FILES_OF_LAYERS = ("layers/_runtime/caffe_files.py", "layers/_runtime/files.py")
+FILES_OF_LAYERS = ("layers/_data/caffe_files.py", "layers/_data/files.py")
+ROOMS = ("_engine", "_geometry", "_data")  # of layers/
 FOLDERS = ("prototxt_like", "layers", "nets", "tools", "cortado", "benchmarks")
 FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 
@@ -80,8 +81,8 @@ def test_table(path):
             allowed = True
         else:
             allowed = parts[0] in AT_LOAD[floor] or (not at_load and parts[0] in IN_FUNCTIONS[floor])
-            allowed |= parts[0] == "google" and path == ROOT / "layers/_runtime/caffe_files.py"
-            allowed |= parts[0] == "cupy" and path == ROOT / "layers/_runtime/cuda.py" and not at_load
+            allowed |= parts[0] == "google" and path == ROOT / "layers/_data/caffe_files.py"
+            allowed |= parts[0] == "cupy" and path == ROOT / "layers/_engine/cuda.py" and not at_load
             allowed |= parts[0] == floor == "benchmarks"
         if not allowed:
             wrong.append(f"{path.relative_to(ROOT)}:{line}: {module}")
@@ -90,14 +91,18 @@ def test_table(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_layer_file_imports_no_other_layer_file(path):
+    """But private neighbours, and of the rooms each those before it alone."""
     parts = path.relative_to(ROOT).parts
-    if parts[0] != "layers" or parts[1] == "_runtime":
+    if parts[0] != "layers":
         return
-    wrong = [
-        f"{module}:{line}"
-        for module, _, line in imports(path)
-        if module.startswith("cortado.layers.") and not module.startswith("cortado.layers._runtime")
-    ]
+    rooms = ROOMS[: ROOMS.index(parts[1]) + 1] if parts[1] in ROOMS else ROOMS
+    wrong = []
+    for module, _, line in imports(path):
+        place = module.removeprefix("cortado.layers.").split(".")
+        if module.startswith("cortado.layers.") and place[0] not in rooms:
+            private = [name for name in place[:2] if name.startswith("_")]
+            if parts[1] in ROOMS or not private or private[0] in ROOMS:
+                wrong.append(f"{module}:{line}")
     assert not wrong
 
 
@@ -144,7 +149,7 @@ for package in ("layers", "nets", "prototxt_like", "pycaffe", "tools"):
     root = importlib.import_module("cortado." + package)
     for module in pkgutil.walk_packages(root.__path__, root.__name__ + "."):
         importlib.import_module(module.name)
-from cortado.layers._runtime import registry
+from cortado.layers._engine import registry
 print(len(registry.types()))
 """
     done = run(code)

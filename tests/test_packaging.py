@@ -12,7 +12,7 @@ from shared import ROOT
 PARTS = ("cortado", "layers", "nets", "prototxt_like", "tools", "setup.cfg", "pyproject.toml")
 WORKS = """
 import cortado, pathlib
-from cortado.layers._runtime import registry
+from cortado.layers._engine import registry
 from cortado.nets.specs import path
 assert "ucn_hn" in str(path("ucn_hn")) and len(registry.types()) > 15
 net = cortado.Net(path("ucn_demo_hn_st"), phase="TEST", stages=("deploy",), seed=1)

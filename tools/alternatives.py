@@ -9,8 +9,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
-from cortado.layers._runtime.dispatch import impl
-from cortado.layers._runtime.layer import Layer
+from cortado.layers._engine.dispatch import impl
+from cortado.layers._engine.layer import Layer
 from torch import Tensor
 
 from . import plain

@@ -16,7 +16,7 @@ from .options import device_options, expect_distinct, expect_folder, plugins, th
 from .progress import through
 
 if TYPE_CHECKING:
-    from cortado.layers._runtime.keypoint_pairs import KeypointPair
+    from cortado.layers._data.keypoint_pairs import KeypointPair
     from cortado.nets.kept_maps import KeptMaps
     from cortado.nets.layer_scores import PCK
     from cortado.nets.layer_search import Depth, Layers, Scored, Search
@@ -124,7 +124,7 @@ def command(
 
 def _pairs(data: str, split: str, length: str | None) -> list[KeypointPair]:
     """The pairs of a split; raises UsageError for those without key points."""
-    from cortado.layers._runtime.keypoint_pairs import KeypointPair, open_pairs
+    from cortado.layers._data.keypoint_pairs import KeypointPair, open_pairs
 
     pairs = [*open_pairs(data, split, **({"length": length} if length else {}))]
     found = [pair for pair in pairs if isinstance(pair, KeypointPair)]
@@ -175,7 +175,7 @@ def _settings(
     search: Search, maps: KeptMaps, alpha: float, pairs: Sequence[KeypointPair]
 ) -> dict[str, Any]:
     """All that decides what a search finds."""
-    from cortado.layers._runtime.keypoint_pairs import digest
+    from cortado.layers._data.keypoint_pairs import digest
     from cortado.nets.kept_maps import sha256
 
     images = (digest(image) for pair in pairs for image in (pair.image1, pair.image2))
@@ -283,7 +283,7 @@ def _written(scored: Scored) -> dict[str, Any]:
 
 def _done(path: str, search: Search, settings: dict[str, Any]) -> list[Depth]:
     """The depths of a log."""
-    from cortado.layers._runtime.files import read_text
+    from cortado.layers._data.files import read_text
     from cortado.nets.layer_search import Scored
 
     try:

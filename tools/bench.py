@@ -92,7 +92,7 @@ def command(
     cortado bench compare old.json new.json --fail-above 10%
     """
     import torch
-    from cortado.layers._runtime import registry
+    from cortado.layers._engine import registry
 
     from . import progress, subjects
     from .layer_bench import Settings, bench_layer

@@ -2,7 +2,7 @@
 
 An essential matrix by OpenCV's five-point RANSAC, of the four motions it stands for the one with the
 most inliers in front of both cameras, then least squares over what agrees with it. Points are (x, y) in
-pixels, 0-based. How far a motion is from the true one: :mod:`cortado.layers._runtime.motion`.
+pixels, 0-based. How far a motion is from the true one: :mod:`cortado.layers._geometry.motion`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import click
 from .options import plugins, python_layers, state_options
 
 if TYPE_CHECKING:
-    from cortado.layers._runtime.reach import Length
+    from cortado.layers._engine.reach import Length
     from cortado.nets.build import Built
     from cortado.nets.cost import Fields, LayerFacts
     from cortado.nets.graph import Graph, State
@@ -80,7 +80,7 @@ def _wiring(message: Message, state: State, as_json: bool) -> None:
 
 
 def _whole(message: Message, state: State, allow_python_layers: bool, as_json: bool) -> None:
-    from cortado.layers._runtime import dispatch
+    from cortado.layers._engine import dispatch
     from cortado.nets.build import build
     from cortado.nets.cost import facts, mismatches
 

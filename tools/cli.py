@@ -110,8 +110,8 @@ def explained(error: Exception) -> str:
 
 
 def _users_lines(which: str, error: BaseException) -> str:
-    """What :mod:`cortado.layers._runtime.users` says, if anything was imported that uses it."""
-    users: Any = sys.modules.get("cortado.layers._runtime.users")
+    """What :mod:`cortado.layers._engine.users` says, if anything was imported that uses it."""
+    users: Any = sys.modules.get("cortado.layers._engine.users")
     return getattr(users, which)(error) if users else ""
 
 

@@ -121,7 +121,7 @@ def make_tests() -> dict[str, list[RegionPair]]:
 
 def held_out() -> Iterator[RegionPair]:
     """Views of photographs held out, made as those in training."""
-    from cortado.layers._runtime.transform import ChannelOrder, TransformParams
+    from cortado.layers._data.transform import ChannelOrder, TransformParams
     from cortado.layers.data.region_pairs import RegionPairs
 
     params = data_params()
@@ -180,7 +180,7 @@ def methods(folder: Path) -> dict[str, Score]:
 def by_net(name: str, weights: Path | None = None) -> Score:
     """The scores z of a net; without weights, of one as its fillers leave it."""
     import torch
-    from cortado.layers._runtime.transform import blob
+    from cortado.layers._data.transform import blob
     from cortado.nets.matching import transform_params
     from cortado.nets.net import Net
     from cortado.nets.specs import load, path
@@ -217,7 +217,7 @@ def by_hog_and_votes(pair: RegionPair) -> Tensor:
 
 def by_truth(pair: RegionPair) -> Tensor:
     """The overlap with the truth: no method can choose better among these proposals."""
-    from cortado.layers._runtime.boxes import iou_matrix
+    from cortado.layers._geometry.boxes import iou_matrix
 
     return iou_matrix(pair.truth[:, :4], pair.rois2[:, 1:])
 
@@ -294,8 +294,8 @@ def draw_pcr(path: Path, rows: dict[str, Any]) -> None:
 
 def picture(path: Path, pair: RegionPair, score: Score, title: str) -> None:
     """The matches of a pair's regions, the most certain first."""
-    from cortado.layers._runtime.boxes import iou
-    from cortado.layers._runtime.regions import best_matches
+    from cortado.layers._geometry.boxes import iou
+    from cortado.layers._geometry.regions import best_matches
 
     from .pictures import draw_regions
 

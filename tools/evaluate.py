@@ -25,8 +25,8 @@ from .options import (
 
 if TYPE_CHECKING:
     import numpy as np
-    from cortado.layers._runtime.keypoint_pairs import ImagePair
-    from cortado.layers._runtime.measured_pairs import MeasuredPairs
+    from cortado.layers._data.keypoint_pairs import ImagePair
+    from cortado.layers._data.measured_pairs import MeasuredPairs
     from cortado.nets.evaluation import Array, Descriptions, Found, Method
 
     from .evaluation_report import Scores
@@ -61,7 +61,7 @@ def _points(_: click.Context, __: click.Parameter, given: str | None) -> int | s
 
 
 def _options(_: click.Context, __: click.Parameter, given: Sequence[str]) -> dict[str, str]:
-    from cortado.layers._runtime.keypoint_pairs import as_options
+    from cortado.layers._data.keypoint_pairs import as_options
 
     try:
         return as_options(given)
@@ -169,8 +169,8 @@ def command(
     cortado evaluate --baseline daisy --baseline sift --data middlebury:MiddEval3 \\
         --data skimage:motorcycle --camera
     """
-    from cortado.layers._runtime.keypoint_pairs import OutlinePair
-    from cortado.layers._runtime.measured_pairs import open_measured
+    from cortado.layers._data.keypoint_pairs import OutlinePair
+    from cortado.layers._data.measured_pairs import open_measured
     from cortado.nets.evaluation import spread
 
     from .evaluation_report import draw_pck, show, summary
@@ -304,7 +304,7 @@ def _nearest(describe: Descriptions) -> Method:
 def _by_descriptor(name: str) -> Method:
     """Nearest neighbours of descriptors among every 4th pixel; its seconds are with those of describing
     both images."""
-    from cortado.layers._runtime.images import read_image
+    from cortado.layers._data.images import read_image
     from cortado.nets.evaluation import Answer
 
     from .matching import METHODS, Descriptors
@@ -366,9 +366,9 @@ def run(
 def _all_over(pair: ImagePair, corners: bool) -> Array:
     """The points that the camera's motion is estimated from, whether or not their matches are known;
     raises ValueError for a pair whose motion is not."""
-    from cortado.layers._runtime.images import read_image
-    from cortado.layers._runtime.keypoint_pairs import KeypointPair
-    from cortado.layers._runtime.measured_pairs import fast
+    from cortado.layers._data.images import read_image
+    from cortado.layers._data.keypoint_pairs import KeypointPair
+    from cortado.layers._data.measured_pairs import fast
     from cortado.nets.evaluation import even_points
 
     if not isinstance(pair, KeypointPair) or pair.motion is None:
@@ -381,8 +381,8 @@ def draw(begin: Path, found: Found, limits: Limits, describe: Descriptions | Non
     """Save the points that were found, green where they are right at the middle one of the thresholds,
     and by a net with a confidence image 1 warped to image 2, in files whose names begin so."""
     import numpy as np
-    from cortado.layers._runtime.images import read_image
-    from cortado.layers._runtime.keypoint_pairs import KeypointPair
+    from cortado.layers._data.images import read_image
+    from cortado.layers._data.keypoint_pairs import KeypointPair
     from cortado.nets.evaluation import figure_names
 
     from .pictures import draw_matches, draw_warped
@@ -407,7 +407,7 @@ def draw(begin: Path, found: Found, limits: Limits, describe: Descriptions | Non
 
 def _given(image: np.ndarray, longer_side: int) -> np.ndarray:
     """An image in the size that the net is given it in."""
-    from cortado.layers._runtime.transform import limited_size, resized
+    from cortado.layers._data.transform import limited_size, resized
 
     height, width = limited_size(image.shape[0], image.shape[1], longer_side)
     return resized(image.transpose(2, 0, 1), height, width).transpose(1, 2, 0)

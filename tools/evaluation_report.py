@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
-from cortado.layers._runtime.keypoint_pairs import ImagePair, KeypointPair
-from cortado.layers._runtime.keypoints import means, pair_pck
-from cortado.layers._runtime.motion import direction_deviation, rotation_deviation
+from cortado.layers._data.keypoint_pairs import ImagePair, KeypointPair
+from cortado.layers._geometry.keypoints import means, pair_pck
+from cortado.layers._geometry.motion import direction_deviation, rotation_deviation
 from cortado.nets.evaluation import Array, Found, figure_names
 
 if TYPE_CHECKING:

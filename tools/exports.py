@@ -101,8 +101,8 @@ def write_csv(path: str | Path, matches: Matches | Sequence[Matches]) -> None:
 def write_picture(path: str | Path, matches: Matches | Sequence[Matches], **options: Any) -> None:
     """Both images side by side with lines between matches: see
     :func:`cortado.tools.pictures.draw_matches`, whose options these are."""
-    from cortado.layers._runtime.images import read_image
-    from cortado.layers._runtime.transform import as_rgb
+    from cortado.layers._data.images import read_image
+    from cortado.layers._data.transform import as_rgb
 
     from .pictures import draw_matches
 
@@ -392,7 +392,7 @@ def write_hloc(
 
     Raises ValueError where :func:`collect` does, and without h5py.
     """
-    from cortado.layers._runtime.hdf5_file import write_hdf5
+    from cortado.layers._data.hdf5_file import write_hdf5
 
     found = collect(matches, folder)
     groups = {_group(pair.first, pair.second): pair for pair in found.pairs}

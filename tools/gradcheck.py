@@ -32,7 +32,7 @@ from .options import device_options, plugins, python_layers, state_options, the_
 
 if TYPE_CHECKING:
     import torch
-    from cortado.layers._runtime.layer import Layer
+    from cortado.layers._engine.layer import Layer
     from torch import Tensor
 
     from .differences import Finding
@@ -314,7 +314,7 @@ def check_layer(
     normal numbers. ``options`` are those of :func:`check_function` from ``method`` on.
     """
     import torch
-    from cortado.layers._runtime.layer import Layer as Base
+    from cortado.layers._engine.layer import Layer as Base
 
     dtype = dtype or torch.float64
     made = layer if isinstance(layer, Base) else None
@@ -478,7 +478,7 @@ def is_spec(subject: str) -> bool:
 def paper_layers() -> list[str]:
     """The types of the papers' own layers, in ``layers/`` itself, that have gradients to check."""
     import numpy as np
-    from cortado.layers._runtime import registry
+    from cortado.layers._engine import registry
 
     found = []
     for entry in registry.entries():

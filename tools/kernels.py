@@ -24,7 +24,7 @@ import click
 
 if TYPE_CHECKING:
     import torch
-    from cortado.layers._runtime.cuda import Text
+    from cortado.layers._engine.cuda import Text
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 
@@ -52,7 +52,7 @@ class Usage:
 
 def texts() -> list[Text]:
     """The ``.cu`` of every registered layer that has kernels."""
-    from cortado.layers._runtime import registry
+    from cortado.layers._engine import registry
 
     modules = {sys.modules[entry.layer.__module__] for entry in registry.entries()}
     found = [module.kernels.text for module in modules if hasattr(module, "kernels")]
@@ -61,7 +61,7 @@ def texts() -> list[Text]:
 
 def builds(architectures: tuple[str, ...], scalars: tuple[torch.dtype, ...] = ()) -> Iterator[Build]:
     """Every text for every scalar type (or those given), constant and architecture."""
-    from cortado.layers._runtime import kernel_text
+    from cortado.layers._engine import kernel_text
 
     for text, arch, scalar in itertools.product(texts(), architectures, scalars or kernel_text.SCALARS):
         for values in itertools.product(*text.constants.values()):
@@ -70,7 +70,7 @@ def builds(architectures: tuple[str, ...], scalars: tuple[torch.dtype, ...] = ()
 
 def usage(build: Build, compiler: str) -> list[Usage]:
     """Compile with ``"nvrtc"`` or ``"nvcc"``; raises CompileError with the ``.cu``'s own line."""
-    from cortado.layers._runtime import cuda
+    from cortado.layers._engine import cuda
 
     if compiler == "nvrtc":
         return parse(cuda.nvrtc_report(build.text, build.scalar, dict(build.constants), build.arch))
@@ -78,7 +78,7 @@ def usage(build: Build, compiler: str) -> list[Usage]:
 
 
 def _nvcc_report(build: Build) -> str:
-    from cortado.layers._runtime import cuda
+    from cortado.layers._engine import cuda
 
     defines = build.text.defines(build.scalar, dict(build.constants))
     macros = [f"-D{name}={value}" for name, value in defines.items()]
@@ -119,7 +119,7 @@ def parse(log: str) -> list[Usage]:
 
 def compiler() -> str | None:
     """What there is to compile with: NVRTC, else nvcc, else None."""
-    from cortado.layers._runtime import cuda
+    from cortado.layers._engine import cuda
 
     for text in texts()[:1]:
         try:
@@ -149,7 +149,7 @@ def command(arch: str, chosen: str | None, as_json: bool) -> None:
     \b
     cortado kernels --arch sm_80,sm_90
     """
-    from cortado.layers._runtime import cuda
+    from cortado.layers._engine import cuda
 
     chosen = chosen or compiler()
     if chosen is None:
@@ -181,14 +181,14 @@ def command(arch: str, chosen: str | None, as_json: bool) -> None:
 
 
 def _facts(build: Build, kernel: Usage) -> dict[str, object]:
-    from cortado.layers._runtime.kernel_text import SCALARS
+    from cortado.layers._engine.kernel_text import SCALARS
 
     how = {"type": SCALARS[build.scalar], "constants": dict(build.constants), "arch": build.arch}
     return how | dataclasses.asdict(kernel)
 
 
 def _row(build: Build, kernel: Usage) -> str:
-    from cortado.layers._runtime.kernel_text import SCALARS
+    from cortado.layers._engine.kernel_text import SCALARS
 
     constants = " ".join(f"{name}={value}" for name, value in build.constants)
     numbers = f"{kernel.registers:9} {kernel.shared:7} {kernel.stack:6} {kernel.spilled:7}"

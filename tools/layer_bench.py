@@ -8,9 +8,9 @@ from functools import cached_property, partial
 
 import numpy as np
 import torch
-from cortado.layers._runtime.declared import Bottom
-from cortado.layers._runtime.layer import Layer
-from cortado.layers._runtime.samples import Sample
+from cortado.layers._engine.declared import Bottom
+from cortado.layers._engine.layer import Layer
+from cortado.layers._engine.samples import Sample
 from torch import Tensor
 
 from . import subjects

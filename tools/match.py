@@ -213,7 +213,7 @@ def _expect_files(outs: Sequence[str], plot: str | None, inputs: Sequence[str | 
 
 def open_image(path: str) -> np.ndarray:
     """An image file as RGB uint8 [H, W, 3]; a click error if it is none."""
-    from cortado.layers._runtime.images import read_image
+    from cortado.layers._data.images import read_image
 
     try:
         return read_image(path)

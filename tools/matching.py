@@ -214,7 +214,7 @@ class Descriptors:
 
     def describe(self, image: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The image as the descriptors are given it, RGB uint8."""
-        from cortado.layers._runtime.transform import as_rgb
+        from cortado.layers._data.transform import as_rgb
 
         return as_rgb(image)
 
@@ -395,8 +395,8 @@ def _by_confidence(
 
 def _opened(image: Image, name: str) -> npt.NDArray[np.uint8]:
     """An image as RGB uint8 [H, W, 3]; raises ValueError for what is none."""
-    from cortado.layers._runtime.images import read_image
-    from cortado.layers._runtime.transform import as_rgb
+    from cortado.layers._data.images import read_image
+    from cortado.layers._data.transform import as_rgb
 
     if isinstance(image, (str, Path)):
         return read_image(image)
@@ -417,7 +417,7 @@ def _name(image: Image, name: str) -> str:
 
 def _asked(points: npt.ArrayLike | str, image: npt.NDArray[np.uint8]) -> Array:
     """The points to be matched, float64 [P, 2]; raises ValueError for one that is not in the image."""
-    from cortado.layers._runtime.measured_pairs import FAST, fast
+    from cortado.layers._data.measured_pairs import FAST, fast
 
     if isinstance(points, str):
         if points != FAST:

@@ -77,7 +77,7 @@ def plugins(command: F) -> F:
 
     def load(_: click.Context, __: click.Parameter, paths: Sequence[str]) -> None:
         if paths:
-            from cortado.layers._runtime import registry
+            from cortado.layers._engine import registry
 
             for path in paths:
                 registry.load_plugin(path)

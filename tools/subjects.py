@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
-    from cortado.layers._runtime.layer import Layer
+    from cortado.layers._engine.layer import Layer
     from cortado.nets.net import Net
     from torch import Tensor
 
 
 def layer_class(layer: Any) -> type[Layer]:
-    from cortado.layers._runtime import registry
+    from cortado.layers._engine import registry
     from cortado.prototxt_like.source import did_you_mean
 
     if not isinstance(layer, str):
@@ -40,7 +40,7 @@ def samples_of(
     """What to check: the bottoms given, or the layer's own samples whose gradient can be checked."""
     import numpy as np
     import torch
-    from cortado.layers._runtime.samples import Sample
+    from cortado.layers._engine.samples import Sample
 
     if made is not None:
         params = made.params

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
-from cortado.layers._runtime.blob import Array, Blob, BlobVec
+from cortado.layers.standard._blob import Array, Blob, BlobVec
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cortado.layers._runtime.blob import Array
+from cortado.layers.standard._blob import Array
 
 from . import io
 from .net import Net

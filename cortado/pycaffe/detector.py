@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cortado.layers._runtime.blob import Array
-from cortado.layers._runtime.proposals import selective_search
+from cortado.layers._data.proposals import selective_search
+from cortado.layers.standard._blob import Array
 
 from . import io
 from .classifier import transformer

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from cortado.layers._runtime.images import read_samples
+from cortado.layers._data.images import read_samples
 
 from .proto import caffe_pb2
 
@@ -185,7 +185,7 @@ def load_image(filename: str | Path, color: bool = True) -> Array:
 
     As scikit-image reads it for Caffe: 8 bits are divided by 255, 16 by 65535; floats stay as they are;
     transparency is dropped; an EXIF orientation is not applied; grey is 0.2125 R + 0.7154 G + 0.0721 B.
-    Raises ValueError as :func:`~cortado.layers._runtime.images.read_samples` does.
+    Raises ValueError as :func:`~cortado.layers._data.images.read_samples` does.
     """
     samples = read_samples(filename)
     image = samples if samples.dtype.kind == "f" else samples / np.iinfo(samples.dtype).max

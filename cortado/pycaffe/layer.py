@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cortado.layers._runtime.blob import Blob, BlobVec
+from cortado.layers.standard._blob import Blob, BlobVec
 
 
 class Layer:

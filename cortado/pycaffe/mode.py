@@ -8,7 +8,7 @@ import threading
 import time
 
 import torch
-from cortado.layers._runtime import registry
+from cortado.layers._engine import registry
 from cortado.nets import glog
 
 LOGGER = logging.getLogger("caffe")

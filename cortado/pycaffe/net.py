@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from cortado.layers._runtime import registry
-from cortado.layers._runtime.blob import Array, Blob, BlobVec
-from cortado.layers._runtime.checks import BlobError
-from cortado.layers._runtime.declared import Trait
+from cortado.layers._engine import registry
+from cortado.layers._engine.checks import BlobError
+from cortado.layers._engine.declared import Trait
 from cortado.layers.data.memory_data import MemoryData
+from cortado.layers.standard._blob import Array, Blob, BlobVec
 from cortado.layers.standard.python import Python
 from cortado.nets import weights as files
 from cortado.nets.build import blob_names

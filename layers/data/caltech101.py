@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .._runtime.keypoint_pairs import (
+from .._data.keypoint_pairs import (
     Array,
     OutlinePair,
     PairReader,

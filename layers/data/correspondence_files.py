@@ -1,7 +1,7 @@
 """Views of image pairs whose matches are known, from the files of data sets: to train UCN on.
 
 ``source`` names data sets and their folders, ``middlebury:DIR`` or ``list:pairs.csv``: every reader of
-pairs with known matches is one (``_runtime/keypoint_pairs.py``). Their pairs are read one after the
+pairs with known matches is one (``_data/keypoint_pairs.py``). Their pairs are read one after the
 other, round and round, with ``shuffle`` in another order each time; one pair is in memory at a time,
 or ``cache`` of them, as they were read: a small data set then costs its views alone.
 
@@ -40,16 +40,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._runtime import parallel
-from .._runtime.batches import BatchLayer
-from .._runtime.checks import Shape
-from .._runtime.crops import View, crop, whole, within
-from .._runtime.images import image_size, read_image
-from .._runtime.keypoint_pairs import Array, KeypointPair, as_options, open_pairs
-from .._runtime.params import param
-from .._runtime.registry import register
-from .._runtime.transform import TransformParams, transform
-from .._runtime.views import Draw, change_light, rotation
+from .._data.batches import BatchLayer
+from .._data.crops import View, crop, whole, within
+from .._data.images import image_size, read_image
+from .._data.keypoint_pairs import Array, KeypointPair, as_options, open_pairs
+from .._data.transform import TransformParams, transform
+from .._data.views import Draw, change_light, rotation
+from .._engine import parallel
+from .._engine.checks import Shape
+from .._engine.params import param
+from .._engine.registry import register
 
 Size = tuple[int, int]
 VIEWS, POINTS, LIGHT = 2, 3, 4  # what is drawn of a sample; LIGHT of image 1, LIGHT + 1 of image 2

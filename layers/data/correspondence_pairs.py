@@ -1,7 +1,7 @@
 """Pairs of views with true correspondences, made from photographs by random homographies.
 
 Two views of one photograph, the second under a random homography, both in changed light: see
-``_runtime/views.py``.
+``_data/views.py``.
 
 Tops: image1, image2 ``[N, C, S, S]`` (S = ``transform_param.crop_size``; channels, mean and
 scale as ``transform_param`` says), pairs ``[N, P, 5]`` with rows (x1, y1, x2, y2, s) in pixels of
@@ -18,12 +18,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._runtime import parallel
-from .._runtime.checks import Shape
-from .._runtime.params import param
-from .._runtime.registry import register
-from .._runtime.transform import transform
-from .._runtime.views import Draw, ViewParams, ViewsLayer, draw_pairs
+from .._data.transform import transform
+from .._data.views import Draw, ViewParams, ViewsLayer, draw_pairs
+from .._engine import parallel
+from .._engine.checks import Shape
+from .._engine.params import param
+from .._engine.registry import register
 
 
 @dataclass(frozen=True)

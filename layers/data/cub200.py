@@ -28,9 +28,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._runtime.files import read_text
-from .._runtime.images import image_size
-from .._runtime.keypoint_pairs import (
+from .._data.files import read_text
+from .._data.images import image_size
+from .._data.keypoint_pairs import (
     Array,
     KeypointPair,
     PairReader,

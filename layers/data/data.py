@@ -23,14 +23,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._runtime.batches import BatchLayer
-from .._runtime.caffe_files import read_datum
-from .._runtime.checks import Shape
-from .._runtime.lmdb_file import LmdbFile
-from .._runtime.parallel import samples
-from .._runtime.params import param
-from .._runtime.registry import register
-from .._runtime.transform import Transformer, TransformParams
+from .._data.batches import BatchLayer
+from .._data.caffe_files import read_datum
+from .._data.lmdb_file import LmdbFile
+from .._data.transform import Transformer, TransformParams
+from .._engine.checks import Shape
+from .._engine.parallel import samples
+from .._engine.params import param
+from .._engine.registry import register
 
 
 class Backend(Enum):

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._runtime.batches import BatchLayer
-from .._runtime.checks import Shape
-from .._runtime.fillers import FillerParams, FillerType, expect_suited, parameter
-from .._runtime.parallel import own_rows
-from .._runtime.params import BlobShape, param
-from .._runtime.registry import register
+from .._data.batches import BatchLayer
+from .._engine.checks import Shape
+from .._engine.fillers import FillerParams, FillerType, expect_suited, parameter
+from .._engine.parallel import own_rows
+from .._engine.params import BlobShape, param
+from .._engine.registry import register
 
 LEGACY = ("num", "channels", "height", "width")
 

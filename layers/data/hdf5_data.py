@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._runtime.batches import BatchLayer
-from .._runtime.checks import Shape
-from .._runtime.files import read_text
-from .._runtime.hdf5_file import Hdf5Error, expect_numbers, member, open_hdf5, reading
-from .._runtime.parallel import samples
-from .._runtime.params import param
-from .._runtime.registry import register
-from .._runtime.transform import TransformParams
+from .._data.batches import BatchLayer
+from .._data.files import read_text
+from .._data.hdf5_file import Hdf5Error, expect_numbers, member, open_hdf5, reading
+from .._data.transform import TransformParams
+from .._engine.checks import Shape
+from .._engine.parallel import samples
+from .._engine.params import param
+from .._engine.registry import register
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._runtime.checks import BlobError, Shape, expect_values
-from .._runtime.declared import Bottom
-from .._runtime.files import replace_file
-from .._runtime.hdf5_file import write_hdf5
-from .._runtime.layer import Layer
-from .._runtime.losses import expect_items
-from .._runtime.params import param
-from .._runtime.registry import register
+from .._data.files import replace_file
+from .._data.hdf5_file import write_hdf5
+from .._engine.checks import BlobError, Shape, expect_values
+from .._engine.declared import Bottom
+from .._engine.layer import Layer
+from .._engine.params import param
+from .._engine.registry import register
+from ..standard._losses import expect_items
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .._runtime.keypoint_pairs import (
+from .._data.keypoint_pairs import (
     KeypointPair,
     PairReader,
     as_others,
@@ -22,7 +22,7 @@ from .._runtime.keypoint_pairs import (
     reader,
     some,
 )
-from .._runtime.truth import homography_pair, image_by_stem
+from .._data.truth import homography_pair, image_by_stem
 
 HOLDS = "sequences such as v_graffiti and i_bologna, with 1.ppm, 2.ppm and H_1_2"
 IMAGES, EVERY = 6, "2,3,4,5,6"

@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._runtime.batches import BatchLayer
-from .._runtime.checks import Shape
-from .._runtime.files import read_text
-from .._runtime.images import planes, read_image
-from .._runtime.parallel import samples
-from .._runtime.params import param
-from .._runtime.registry import register
-from .._runtime.transform import ChannelOrder, Transformer, TransformParams, resized
+from .._data.batches import BatchLayer
+from .._data.files import read_text
+from .._data.images import planes, read_image
+from .._data.transform import ChannelOrder, Transformer, TransformParams, resized
+from .._engine.checks import Shape
+from .._engine.parallel import samples
+from .._engine.params import param
+from .._engine.registry import register
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._runtime import parallel
-from .._runtime.batches import BatchLayer
-from .._runtime.checks import Shape
-from .._runtime.images import image_size, read_image
-from .._runtime.keypoint_pairs import ImagePair, KeypointPair, as_options, open_pairs
-from .._runtime.params import param
-from .._runtime.registry import register
-from .._runtime.transform import TransformParams, limited, limited_size, transform
+from .._data.batches import BatchLayer
+from .._data.images import image_size, read_image
+from .._data.keypoint_pairs import ImagePair, KeypointPair, as_options, open_pairs
+from .._data.transform import TransformParams, limited, limited_size, transform
+from .._engine import parallel
+from .._engine.checks import Shape
+from .._engine.params import param
+from .._engine.registry import register
 
 
 @dataclass(frozen=True)

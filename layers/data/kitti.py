@@ -28,9 +28,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._runtime.files import read_text
-from .._runtime.images import image_size
-from .._runtime.keypoint_pairs import (
+from .._data.files import read_text
+from .._data.images import image_size
+from .._data.keypoint_pairs import (
     Array,
     KeypointPair,
     PairReader,
@@ -41,8 +41,8 @@ from .._runtime.keypoint_pairs import (
     reader,
     some,
 )
-from .._runtime.motion import Motion
-from .._runtime.truth import dense_pair, of_disparity, of_flow, read_disparity, read_flow
+from .._data.truth import dense_pair, of_disparity, of_flow, read_disparity, read_flow
+from .._geometry.motion import Motion
 
 SPLIT = "training"
 SCALE = 256  # of a disparity

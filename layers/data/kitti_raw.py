@@ -44,9 +44,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .._runtime.files import open_file, read_text, read_xml
-from .._runtime.images import image_size
-from .._runtime.keypoint_pairs import (
+from .._data.files import open_file, read_text, read_xml
+from .._data.images import image_size
+from .._data.keypoint_pairs import (
     Array,
     KeypointPair,
     PairReader,
@@ -60,7 +60,7 @@ from .._runtime.keypoint_pairs import (
     reader,
     some,
 )
-from .._runtime.motion import Motion
+from .._geometry.motion import Motion
 
 HOLDS = "drives such as 2011_09_26/2011_09_26_drive_0001_sync"
 CAMERAS = ("00", "01", "02", "03")

@@ -16,12 +16,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .._runtime.batches import BatchLayer
-from .._runtime.checks import Shape
-from .._runtime.parallel import samples
-from .._runtime.params import param
-from .._runtime.registry import register
-from .._runtime.transform import Transformer, TransformParams
+from .._data.batches import BatchLayer
+from .._data.transform import Transformer, TransformParams
+from .._engine.checks import Shape
+from .._engine.parallel import samples
+from .._engine.params import param
+from .._engine.registry import register
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._runtime.files import read_text
-from .._runtime.images import image_size
-from .._runtime.keypoint_pairs import (
+from .._data.files import read_text
+from .._data.images import image_size
+from .._data.keypoint_pairs import (
     Array,
     KeypointPair,
     PairReader,
@@ -43,8 +43,7 @@ from .._runtime.keypoint_pairs import (
     reader,
     some,
 )
-from .._runtime.motion import Motion
-from .._runtime.truth import (
+from .._data.truth import (
     Map,
     Mask,
     Size,
@@ -57,6 +56,7 @@ from .._runtime.truth import (
     read_mask,
     visible,
 )
+from .._geometry.motion import Motion
 
 HOLDS = "a scene, such as im0.png, im1.png and disp0.pfm, or folders of scenes"
 IMAGES, DISPARITIES = (".png", ".ppm", ".pgm"), (".pfm", ".png", ".pgm", ".ppm")

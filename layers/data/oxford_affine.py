@@ -15,7 +15,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from .._runtime.keypoint_pairs import (
+from .._data.keypoint_pairs import (
     KeypointPair,
     PairReader,
     as_others,
@@ -24,7 +24,7 @@ from .._runtime.keypoint_pairs import (
     reader,
     some,
 )
-from .._runtime.truth import by_stem, homography_pair, image_by_stem
+from .._data.truth import by_stem, homography_pair, image_by_stem
 
 HOLDS = "a sequence, such as img1.ppm, img2.ppm and H1to2p, or folders of sequences"
 IMAGES, EVERY = 6, "2,3,4,5,6"

@@ -40,8 +40,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._runtime.images import SUFFIXES, image_size
-from .._runtime.keypoint_pairs import (
+from .._data.images import SUFFIXES, image_size
+from .._data.keypoint_pairs import (
     Array,
     KeypointPair,
     PairReader,
@@ -52,7 +52,7 @@ from .._runtime.keypoint_pairs import (
     reader,
     some,
 )
-from .._runtime.truth import (
+from .._data.truth import (
     Map,
     Mask,
     Matches,

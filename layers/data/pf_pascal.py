@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .._runtime.images import image_size
-from .._runtime.keypoint_pairs import (
+from .._data.images import image_size
+from .._data.keypoint_pairs import (
     SPLITS,
     KeypointPair,
     PairReader,

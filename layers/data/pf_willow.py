@@ -18,7 +18,7 @@ from __future__ import annotations
 from itertools import permutations
 from pathlib import Path
 
-from .._runtime.keypoint_pairs import (
+from .._data.keypoint_pairs import (
     Array,
     KeypointPair,
     PairReader,

@@ -1,7 +1,7 @@
 """Pairs of views with region proposals on both sides and the true match of each region.
 
 Two views of one photograph, the second under a random homography H, both in changed light: see
-``_runtime/views.py``. Here H turns less than for points: a box has no direction.
+``_data/views.py``. Here H turns less than for points: a box has no direction.
 
 Tops: image1, image2 ``[1, C, S, S]`` (S = ``transform_param.crop_size``; channels, mean and scale
 as ``transform_param`` says); rois1, rois2 ``[K, 5]``, rows (0, x1, y1, x2, y2) in pixels of the
@@ -12,7 +12,7 @@ One pair a call, as SCNet takes them; the solver's ``iter_size`` makes batches.
 
 **The truth** of a region is the box that fits tightly around the region under H, cut at the border of
 the second view; s = 1 where at least ``visible`` of the uncut box lies inside, else -1 (and zeros).
-Under the identity a region's truth is the region. Boxes as ``_runtime/boxes.py`` has them.
+Under the identity a region's truth is the region. Boxes as ``_geometry/boxes.py`` has them.
 
 Sample n depends on the seed and on n alone, so that a run can be resumed; with ``num_pairs`` on
 n mod num_pairs, and the proposals, which cost the most, are kept in memory.
@@ -28,13 +28,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._runtime import boxes, parallel
-from .._runtime.checks import Shape
-from .._runtime.params import param
-from .._runtime.proposals import random_uniform, randomized_prim, selective_search, sliding_window
-from .._runtime.registry import register
-from .._runtime.transform import transform
-from .._runtime.views import Draw, ViewParams, ViewsLayer, draw_pairs, project
+from .._data.proposals import random_uniform, randomized_prim, selective_search, sliding_window
+from .._data.transform import transform
+from .._data.views import Draw, ViewParams, ViewsLayer, draw_pairs, project
+from .._engine import parallel
+from .._engine.checks import Shape
+from .._engine.params import param
+from .._engine.registry import register
+from .._geometry import boxes
 
 
 class Proposals(Enum):

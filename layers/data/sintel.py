@@ -17,8 +17,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from .._runtime.images import image_size
-from .._runtime.keypoint_pairs import (
+from .._data.images import image_size
+from .._data.keypoint_pairs import (
     KeypointPair,
     PairReader,
     as_flag,
@@ -28,7 +28,7 @@ from .._runtime.keypoint_pairs import (
     reader,
     some,
 )
-from .._runtime.truth import dense_pair, of_flow, read_flow, read_mask
+from .._data.truth import dense_pair, of_flow, read_flow, read_mask
 
 HOLDS = "training, with clean, final, flow, invalid and occlusions"
 SPLIT = "training"

@@ -18,8 +18,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .._runtime.files import read_text
-from .._runtime.keypoint_pairs import (
+from .._data.files import read_text
+from .._data.keypoint_pairs import (
     SPLITS,
     KeypointPair,
     PairReader,

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .._runtime.images import image_size
-from .._runtime.keypoint_pairs import KeypointPair, PairReader, as_flag, expect_split, reader
-from .._runtime.motion import Motion
-from .._runtime.truth import dense_pair, of_disparity, visible
+from .._data.images import image_size
+from .._data.keypoint_pairs import KeypointPair, PairReader, as_flag, expect_split, reader
+from .._data.truth import dense_pair, of_disparity, visible
+from .._geometry.motion import Motion
 
 FOCAL_LENGTH, CENTRE, CENTRES_APART = 994.978, (311.193, 254.877), 31.086  # pixels
 BASELINE = 193.001  # mm

@@ -8,7 +8,7 @@ Bottoms: scores ``[P, S]``; rois_b ``[S, 5]`` rows (batch, x1, y1, x2, y2) of th
 regions (or ``[S, 4]`` without batch); truth ``[P, 5]`` rows (x1, y1, x2, y2, s), the box that
 matches each region of the first image where s = 1; other rows don't count (in
 ``[P, 4]`` all do). Boxes as
-``_runtime/boxes.py`` has them. Top: ``[largest_k]`` in float32, element k - 1 for k; 0 where
+``_geometry/boxes.py`` has them. Top: ``[largest_k]`` in float32, element k - 1 for k; 0 where
 nothing counts. One pair of images; a test averages over pairs. No gradient.
 """
 
@@ -18,12 +18,12 @@ from dataclasses import dataclass
 
 import torch
 
-from .._runtime.checks import Shape
-from .._runtime.declared import Bottom, Role, Trait
-from .._runtime.layer import Layer
-from .._runtime.params import param
-from .._runtime.regions import expect_matches, matched_overlaps
-from .._runtime.registry import register
+from .._engine.checks import Shape
+from .._engine.declared import Bottom, Role, Trait
+from .._engine.layer import Layer
+from .._engine.params import param
+from .._engine.registry import register
+from .._geometry.regions import expect_matches, matched_overlaps
 
 
 @dataclass(frozen=True)

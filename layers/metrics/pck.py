@@ -17,12 +17,12 @@ from dataclasses import dataclass
 
 import torch
 
-from .._runtime.checks import BlobError, Shape, expect_axes
-from .._runtime.declared import Bottom, Trait
-from .._runtime.keypoints import Length, share_within
-from .._runtime.layer import Layer
-from .._runtime.params import param
-from .._runtime.registry import register
+from .._engine.checks import BlobError, Shape, expect_axes
+from .._engine.declared import Bottom, Trait
+from .._engine.layer import Layer
+from .._engine.params import param
+from .._engine.registry import register
+from .._geometry.keypoints import Length, share_within
 
 
 @dataclass(frozen=True)

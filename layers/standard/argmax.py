@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._runtime.checks import BlobError, Shape, canonical_axis
-from .._runtime.declared import Bottom, Trait
-from .._runtime.layer import Layer
-from .._runtime.params import param
-from .._runtime.registry import register
-from .._runtime.samples import Sample, distinct
+from .._engine.checks import BlobError, Shape, canonical_axis
+from .._engine.declared import Bottom, Trait
+from .._engine.layer import Layer
+from .._engine.params import param
+from .._engine.registry import register
+from .._engine.samples import Sample, distinct
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .._runtime.checks import BlobError, Shape
-from .._runtime.declared import Bottom, Trait
-from .._runtime.layer import Layer
-from .._runtime.params import Engine, param
-from .._runtime.registry import register
-from .._runtime.samples import Sample, normal
+from .._engine.checks import BlobError, Shape
+from .._engine.declared import Bottom, Trait
+from .._engine.layer import Layer
+from .._engine.params import Engine, param
+from .._engine.registry import register
+from .._engine.samples import Sample, normal
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._runtime.checks import BlobError, Shape, deferred, raise_if
-from .._runtime.declared import Bottom, Role
-from .._runtime.layer import Layer
-from .._runtime.params import NoParams
-from .._runtime.registry import register
-from .._runtime.samples import Sample, normal
+from .._engine.checks import BlobError, Shape, deferred, raise_if
+from .._engine.declared import Bottom, Role
+from .._engine.layer import Layer
+from .._engine.params import NoParams
+from .._engine.registry import register
+from .._engine.samples import Sample, normal
 
 
 def infer(params: NoParams, batch: Shape, index: Shape) -> tuple[Shape, ...]:

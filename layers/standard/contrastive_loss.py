@@ -22,15 +22,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._runtime.checks import BlobError, Shape
-from .._runtime.declared import Bottom, Role, Top, Trait
-from .._runtime.definition import Definition, Spec
-from .._runtime.layer import Layer
-from .._runtime.losses import expect_items
-from .._runtime.params import param
-from .._runtime.registry import register
-from .._runtime.samples import Sample, normal
-from .._runtime.wide import wide, wide_dtype
+from .._engine.checks import BlobError, Shape
+from .._engine.declared import Bottom, Role, Top, Trait
+from .._engine.definition import Definition, Spec
+from .._engine.layer import Layer
+from .._engine.params import param
+from .._engine.registry import register
+from .._engine.samples import Sample, normal
+from .._engine.wide import wide, wide_dtype
+from ._losses import expect_items
 
 EPSILON = 1e-4
 

@@ -28,14 +28,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._runtime import reach
-from .._runtime.checks import BlobError, Shape, canonical_axis
-from .._runtime.fillers import FillerParams, FillerType, parameter
-from .._runtime.layer import Layer
-from .._runtime.params import Engine, param
-from .._runtime.reach import Reach
-from .._runtime.registry import register
-from .._runtime.samples import Sample, normal
+from .._engine import reach
+from .._engine.checks import BlobError, Shape, canonical_axis
+from .._engine.fillers import FillerParams, FillerType, parameter
+from .._engine.layer import Layer
+from .._engine.params import Engine, param
+from .._engine.reach import Reach
+from .._engine.registry import register
+from .._engine.samples import Sample, normal
 
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 DECONVOLVE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._runtime.checks import BlobError, Shape, expect_values
-from .._runtime.declared import Bottom
-from .._runtime.layer import Layer
-from .._runtime.params import NoParams
-from .._runtime.registry import register
-from .._runtime.samples import Sample, normal
+from .._engine.checks import BlobError, Shape, expect_values
+from .._engine.declared import Bottom
+from .._engine.layer import Layer
+from .._engine.params import NoParams
+from .._engine.registry import register
+from .._engine.samples import Sample, normal
 
 
 def infer(params: NoParams, *bottoms: Shape) -> tuple[Shape, ...]:

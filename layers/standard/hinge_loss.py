@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._runtime.checks import Shape
-from .._runtime.declared import Bottom, Role, Trait
-from .._runtime.layer import Layer
-from .._runtime.losses import class_labels, expect_one_label_an_item, wide
-from .._runtime.params import param
-from .._runtime.registry import register
-from .._runtime.samples import Sample, distinct
+from .._engine.checks import Shape
+from .._engine.declared import Bottom, Role, Trait
+from .._engine.layer import Layer
+from .._engine.params import param
+from .._engine.registry import register
+from .._engine.samples import Sample, distinct
+from ._losses import class_labels, expect_one_label_an_item, wide
 
 
 class Norm(Enum):

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from .._runtime.checks import Shape
-from .._runtime.declared import Trait
-from .._runtime.layer import Layer
-from .._runtime.params import BlobShape, param
-from .._runtime.registry import register
-from .._runtime.samples import Sample
-from .._runtime.transform import TransformParams
+from .._data.transform import TransformParams
+from .._engine.checks import Shape
+from .._engine.declared import Trait
+from .._engine.layer import Layer
+from .._engine.params import BlobShape, param
+from .._engine.registry import register
+from .._engine.samples import Sample
 
 
 @dataclass(frozen=True)

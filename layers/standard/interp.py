@@ -22,13 +22,13 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._runtime.checks import BlobError, Shape, expect_axes
-from .._runtime.declared import Bottom
-from .._runtime.layer import Layer
-from .._runtime.params import param
-from .._runtime.reach import Reach
-from .._runtime.registry import register
-from .._runtime.samples import Sample, normal
+from .._engine.checks import BlobError, Shape, expect_axes
+from .._engine.declared import Bottom
+from .._engine.layer import Layer
+from .._engine.params import param
+from .._engine.reach import Reach
+from .._engine.registry import register
+from .._engine.samples import Sample, normal
 
 
 @dataclass(frozen=True)

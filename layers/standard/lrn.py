@@ -21,17 +21,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._runtime import cuda
-from .._runtime.checks import Shape, expect_axes
-from .._runtime.declared import Bottom, Top
-from .._runtime.definition import Definition, Spec
-from .._runtime.dispatch import kernels_for
-from .._runtime.layer import Layer
-from .._runtime.params import Engine, param
-from .._runtime.reach import SAME, Reach, window
-from .._runtime.registry import register
-from .._runtime.samples import Sample, normal
-from .._runtime.wide import wide, wide_dtype
+from .._engine import cuda
+from .._engine.checks import Shape, expect_axes
+from .._engine.declared import Bottom, Top
+from .._engine.definition import Definition, Spec
+from .._engine.dispatch import kernels_for
+from .._engine.layer import Layer
+from .._engine.params import Engine, param
+from .._engine.reach import SAME, Reach, window
+from .._engine.registry import register
+from .._engine.samples import Sample, normal
+from .._engine.wide import wide, wide_dtype
 
 
 class NormRegion(Enum):

@@ -2,7 +2,7 @@
 
     (i, f, o, g) = W_x x_t + b + W_static x_static + W_h (cont_t h_(t-1)).
 
-Bottoms and tops as ``_runtime/recurrent.py`` has them, the output being h, the hidden states h and c.
+Bottoms and tops as ``standard/_recurrent.py`` has them, the output being h, the hidden states h and c.
 Blobs: weight_x [4 D, elements of x], bias [4 D], weight_static [4 D, elements of x_static] if there
 is one, weight_h [4 D, D]; the gates in the order above. Backward is through all steps of the batch.
 """
@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._runtime import recurrent
-from .._runtime.checks import Shape
-from .._runtime.fillers import FillerParams, FillerType
-from .._runtime.recurrent import Recurrent, RecurrentParams, lstm_unit
-from .._runtime.registry import register
-from .._runtime.samples import Sample, normal
+from .._engine.checks import Shape
+from .._engine.fillers import FillerParams, FillerType
+from .._engine.registry import register
+from .._engine.samples import Sample, normal
+from . import _recurrent as recurrent
+from ._recurrent import Recurrent, RecurrentParams, lstm_unit
 
 
 def infer(params: RecurrentParams, *bottoms: Shape) -> tuple[Shape, ...]:

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._runtime.checks import BlobError, Shape
-from .._runtime.declared import Bottom, Role, Trait
-from .._runtime.layer import Layer
-from .._runtime.params import NoParams
-from .._runtime.recurrent import lstm_unit
-from .._runtime.registry import register
-from .._runtime.samples import Sample, normal
+from .._engine.checks import BlobError, Shape
+from .._engine.declared import Bottom, Role, Trait
+from .._engine.layer import Layer
+from .._engine.params import NoParams
+from .._engine.registry import register
+from .._engine.samples import Sample, normal
+from ._recurrent import lstm_unit
 
 
 def infer(params: NoParams, c_prev: Shape, gates: Shape, cont: Shape) -> tuple[Shape, ...]:

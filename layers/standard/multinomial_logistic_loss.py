@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._runtime.checks import Shape
-from .._runtime.declared import Bottom, Role, Top, Trait
-from .._runtime.definition import Definition, Spec
-from .._runtime.layer import Layer
-from .._runtime.losses import class_labels, expect_one_label_an_item
-from .._runtime.params import NoParams
-from .._runtime.registry import register
-from .._runtime.samples import Sample
-from .._runtime.wide import wide, wide_dtype
+from .._engine.checks import Shape
+from .._engine.declared import Bottom, Role, Top, Trait
+from .._engine.definition import Definition, Spec
+from .._engine.layer import Layer
+from .._engine.params import NoParams
+from .._engine.registry import register
+from .._engine.samples import Sample
+from .._engine.wide import wide, wide_dtype
+from ._losses import class_labels, expect_one_label_an_item
 
 LEAST = 1e-20
 

@@ -18,14 +18,14 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from .._runtime.checks import BlobError, Shape
-from .._runtime.declared import Bottom, Top, Trait
-from .._runtime.definition import Definition, Spec
-from .._runtime.layer import Layer
-from .._runtime.params import param
-from .._runtime.registry import register
-from .._runtime.samples import Sample, normal
-from .._runtime.wide import wide, wide_dtype
+from .._engine.checks import BlobError, Shape
+from .._engine.declared import Bottom, Top, Trait
+from .._engine.definition import Definition, Spec
+from .._engine.layer import Layer
+from .._engine.params import param
+from .._engine.registry import register
+from .._engine.samples import Sample, normal
+from .._engine.wide import wide, wide_dtype
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._runtime.checks import Shape
-from .._runtime.declared import Bottom, Top, Trait
-from .._runtime.definition import Definition, Spec
-from .._runtime.layer import Layer
-from .._runtime.params import Engine, param
-from .._runtime.registry import register
-from .._runtime.samples import Sample, distinct
+from .._engine.checks import Shape
+from .._engine.declared import Bottom, Top, Trait
+from .._engine.definition import Definition, Spec
+from .._engine.layer import Layer
+from .._engine.params import Engine, param
+from .._engine.registry import register
+from .._engine.samples import Sample, distinct
 
 
 @dataclass(frozen=True)

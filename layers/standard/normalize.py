@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._runtime.checks import BlobError, Shape
-from .._runtime.declared import Bottom
-from .._runtime.fillers import FillerParams, FillerType, parameter
-from .._runtime.layer import Layer
-from .._runtime.params import param
-from .._runtime.registry import register
-from .._runtime.samples import Sample, normal
+from .._engine.checks import BlobError, Shape
+from .._engine.declared import Bottom
+from .._engine.fillers import FillerParams, FillerType, parameter
+from .._engine.layer import Layer
+from .._engine.params import param
+from .._engine.registry import register
+from .._engine.samples import Sample, normal
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .._runtime.checks import Shape
-from .._runtime.declared import Trait
-from .._runtime.layer import Layer
-from .._runtime.params import BlobShape, param
-from .._runtime.registry import register
-from .._runtime.samples import Sample
+from .._engine.checks import Shape
+from .._engine.declared import Trait
+from .._engine.layer import Layer
+from .._engine.params import BlobShape, param
+from .._engine.registry import register
+from .._engine.samples import Sample
 
 
 @dataclass(frozen=True)

@@ -27,14 +27,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .._runtime.checks import Shape
-from .._runtime.declared import Bottom
-from .._runtime.layer import Layer
-from .._runtime.params import Engine, param
-from .._runtime.pool import Pair, PoolMethod, Windows, pool, windows_over
-from .._runtime.reach import Reach, window
-from .._runtime.registry import register
-from .._runtime.samples import Sample, distinct
+from .._engine.checks import Shape
+from .._engine.declared import Bottom
+from .._engine.layer import Layer
+from .._engine.params import Engine, param
+from .._engine.reach import Reach, window
+from .._engine.registry import register
+from .._engine.samples import Sample, distinct
+from ._pool import Pair, PoolMethod, Windows, pool, windows_over
 
 
 class RoundMode(Enum):

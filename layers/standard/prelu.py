@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._runtime.checks import BlobError, Shape
-from .._runtime.declared import Bottom, Role, Top
-from .._runtime.definition import Definition, Spec
-from .._runtime.fillers import FillerParams, FillerType, parameter
-from .._runtime.layer import Layer
-from .._runtime.params import param
-from .._runtime.registry import register
-from .._runtime.samples import Sample, distinct
+from .._engine.checks import BlobError, Shape
+from .._engine.declared import Bottom, Role, Top
+from .._engine.definition import Definition, Spec
+from .._engine.fillers import FillerParams, FillerType, parameter
+from .._engine.layer import Layer
+from .._engine.params import param
+from .._engine.registry import register
+from .._engine.samples import Sample, distinct
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 The class, ``layer`` of ``module``, has four methods. ``setup(bottom, top)`` is called once;
 ``reshape(bottom, top)`` then and before every forward; ``forward(bottom, top)``; and
 ``backward(top, propagate_down, bottom)``. Bottoms and tops are lists of blobs, whose ``data`` and
-``diff`` are NumPy arrays on the CPU, ``reshape(*dims)`` changes a shape (see ``_runtime/blob.py``);
+``diff`` are NumPy arrays on the CPU, ``reshape(*dims)`` changes a shape (see ``standard/_blob.py``);
 ``propagate_down`` says which bottoms need a gradient. The instance has ``param_str``, ``phase``
 (0 TRAIN, 1 TEST) and ``blobs``: ``blobs.add_blob(*shape)`` in ``setup`` makes a parameter, whose
 ``diff`` is 0 before ``backward`` and is added to its gradient after.
@@ -26,13 +26,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .._runtime.blob import BlobVec, HostBlob
-from .._runtime.checks import Shape, expect_values
-from .._runtime.declared import Trait
-from .._runtime.layer import Layer
-from .._runtime.params import param
-from .._runtime.registry import register
-from .._runtime.users import call
+from .._engine.checks import Shape, expect_values
+from .._engine.declared import Trait
+from .._engine.layer import Layer
+from .._engine.params import param
+from .._engine.registry import register
+from .._engine.users import call
+from ._blob import BlobVec, HostBlob
 
 METHODS = ("setup", "reshape", "forward", "backward")
 

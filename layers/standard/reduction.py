@@ -13,12 +13,12 @@ from enum import Enum
 import numpy as np
 from torch import Tensor
 
-from .._runtime.checks import Shape, canonical_axis
-from .._runtime.declared import Bottom
-from .._runtime.layer import Layer
-from .._runtime.params import param
-from .._runtime.registry import register
-from .._runtime.samples import Sample, distinct
+from .._engine.checks import Shape, canonical_axis
+from .._engine.declared import Bottom
+from .._engine.layer import Layer
+from .._engine.params import param
+from .._engine.registry import register
+from .._engine.samples import Sample, distinct
 
 
 class ReductionOp(Enum):

@@ -1,6 +1,6 @@
 """RNN: o_t = tanh(W_o h_t + b_o), h_t = tanh(W_x x_t + b + W_static x_static + W_h (cont_t h_(t-1))).
 
-Bottoms and tops as ``_runtime/recurrent.py`` has them, the hidden state being h. Blobs: weight_x
+Bottoms and tops as ``standard/_recurrent.py`` has them, the hidden state being h. Blobs: weight_x
 [D, elements of x], bias [D], weight_static [D, elements of x_static] if there is one, weight_h
 [D, D], weight_o [D, D], bias_o [D]. Backward is through all steps of the batch.
 """
@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._runtime import recurrent
-from .._runtime.checks import Shape
-from .._runtime.fillers import FillerParams, FillerType, parameter
-from .._runtime.recurrent import Recurrent, RecurrentParams
-from .._runtime.registry import register
-from .._runtime.samples import Sample, normal
+from .._engine.checks import Shape
+from .._engine.fillers import FillerParams, FillerType, parameter
+from .._engine.registry import register
+from .._engine.samples import Sample, normal
+from . import _recurrent as recurrent
+from ._recurrent import Recurrent, RecurrentParams
 
 
 def infer(params: RecurrentParams, *bottoms: Shape) -> tuple[Shape, ...]:

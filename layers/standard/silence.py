@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from .._runtime.checks import Shape
-from .._runtime.layer import Layer
-from .._runtime.params import NoParams
-from .._runtime.registry import register
-from .._runtime.samples import Sample, normal
+from .._engine.checks import Shape
+from .._engine.layer import Layer
+from .._engine.params import NoParams
+from .._engine.registry import register
+from .._engine.samples import Sample, normal
 
 
 def infer(params: NoParams, *bottoms: Shape) -> tuple[Shape, ...]:

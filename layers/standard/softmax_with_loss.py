@@ -16,11 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._runtime.checks import Shape
-from .._runtime.declared import Bottom, Role, Top, Trait
-from .._runtime.definition import Definition, Spec
-from .._runtime.layer import Layer
-from .._runtime.losses import (
+from .._engine.checks import Shape
+from .._engine.declared import Bottom, Role, Top, Trait
+from .._engine.definition import Definition, Spec
+from .._engine.layer import Layer
+from .._engine.params import Engine, param
+from .._engine.registry import register
+from .._engine.samples import Sample, normal
+from .._engine.wide import wide, wide_dtype
+from ._losses import (
     LossParams,
     Normalization,
     class_labels,
@@ -29,10 +33,6 @@ from .._runtime.losses import (
     loss_scale,
     positions,
 )
-from .._runtime.params import Engine, param
-from .._runtime.registry import register
-from .._runtime.samples import Sample, normal
-from .._runtime.wide import wide, wide_dtype
 
 LEAST = torch.finfo(torch.float32).tiny
 

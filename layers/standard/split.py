@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from .._runtime.checks import Shape
-from .._runtime.declared import Bottom, Trait
-from .._runtime.layer import Layer
-from .._runtime.params import NoParams
-from .._runtime.registry import register
-from .._runtime.samples import Sample
+from .._engine.checks import Shape
+from .._engine.declared import Bottom, Trait
+from .._engine.layer import Layer
+from .._engine.params import NoParams
+from .._engine.registry import register
+from .._engine.samples import Sample
 
 
 @register("Split", tops=(1, None))

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._runtime.checks import BlobError, Shape, expect_axes
-from .._runtime.declared import Bottom
-from .._runtime.layer import Layer
-from .._runtime.params import Engine, param
-from .._runtime.pool import PoolMethod, Windows, pool, windows_over
-from .._runtime.registry import register
-from .._runtime.samples import Sample, distinct
+from .._engine.checks import BlobError, Shape, expect_axes
+from .._engine.declared import Bottom
+from .._engine.layer import Layer
+from .._engine.params import Engine, param
+from .._engine.registry import register
+from .._engine.samples import Sample, distinct
+from ._pool import PoolMethod, Windows, pool, windows_over
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import cuda_host
 import pytest
 import torch
-from cortado.layers._runtime import cuda
+from cortado.layers._engine import cuda
 from cuda_host import ORDERS, HostError, on_host
 
 pytestmark = cuda_host.needs_compiler

@@ -9,8 +9,8 @@ import cuda_host
 import cuda_proof
 import pytest
 import torch
-from cortado.layers._runtime import cuda
-from cortado.layers._runtime.dispatch import impl
+from cortado.layers._engine import cuda
+from cortado.layers._engine.dispatch import impl
 from cortado.tools import kernels
 from cuda_proof import DTYPES, Case
 

@@ -10,7 +10,7 @@ import cuda_mutants
 import cuda_proof
 import pytest
 import torch
-from cortado.layers._runtime import cuda, kernel_text
+from cortado.layers._engine import cuda, kernel_text
 from cuda_mutants import Mutant
 from torch import Tensor
 

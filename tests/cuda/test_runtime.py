@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cortado.layers._runtime import checks, cuda, dispatch
+from cortado.layers._engine import checks, cuda, dispatch
 
 TEXT = """
 // constant WIDTH: 1 2 4

@@ -9,7 +9,7 @@ import sys
 
 import cuda_proof
 import torch
-from cortado.layers._runtime.dispatch import impl
+from cortado.layers._engine.dispatch import impl
 
 
 def main(device: str = "cuda") -> None:

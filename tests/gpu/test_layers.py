@@ -16,10 +16,10 @@ from typing import Any, ClassVar
 import device
 import pytest
 import torch
-from cortado.layers._runtime import checks, cuda
-from cortado.layers._runtime.dispatch import impl
-from cortado.layers._runtime.layer import Layer
-from cortado.layers._runtime.samples import Sample
+from cortado.layers._engine import checks, cuda
+from cortado.layers._engine.dispatch import impl
+from cortado.layers._engine.layer import Layer
+from cortado.layers._engine.samples import Sample
 from suite import LayerSuite, close
 from torch import Tensor
 
@@ -252,7 +252,7 @@ def test_torchs_own_alert() -> None:
 
 
 def test_all_take_part() -> None:
-    from cortado.layers._runtime import registry
+    from cortado.layers._engine import registry
 
     tested = {plain.layer.type_name for plain in plain_suites()}
     for entry in registry.entries():

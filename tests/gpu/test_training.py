@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import device
 import pytest
 import torch
-from cortado.layers._runtime import checks
+from cortado.layers._engine import checks
 from cortado.nets import specs
 from cortado.nets.graph import StateFields
 from cortado.nets.solver import Solver

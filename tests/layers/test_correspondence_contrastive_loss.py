@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from cortado.layers._runtime.checks import BlobError
+from cortado.layers._engine.checks import BlobError
 from cortado.layers.correspondence_contrastive_loss import (
     CorrespondenceContrastiveLoss,
     Form,

@@ -14,9 +14,9 @@ import cortado.functional as CF
 import numpy as np
 import pytest
 import torch
-from cortado.layers._runtime import parallel, registry
-from cortado.layers._runtime.dispatch import impl
-from cortado.layers._runtime.layer import Layer
+from cortado.layers._engine import parallel, registry
+from cortado.layers._engine.dispatch import impl
+from cortado.layers._engine.layer import Layer
 from cortado.layers.data.hdf5_output import HDF5Output
 from cortado.layers.data.hdf5_output import Params as OutputParams
 from cortado.layers.metrics import flow_pck, miou, pck, pcr

@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from cortado.layers._runtime.checks import BlobError
+from cortado.layers._engine.checks import BlobError
 from cortado.layers.hard_negative_mining import (
     HardNegativeMining,
     Mode,

@@ -4,8 +4,8 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import torch
-from cortado.layers._runtime import cuda
-from cortado.layers._runtime.dispatch import impl
+from cortado.layers._engine import cuda
+from cortado.layers._engine.dispatch import impl
 from cortado.layers.hough_voting import (
     Gradient,
     Grid,

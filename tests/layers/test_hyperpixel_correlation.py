@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cells import takes_part
-from cortado.layers._runtime.checks import BlobError
-from cortado.layers._runtime.fillers import FillerParams, FillerType
+from cortado.layers._engine.checks import BlobError
+from cortado.layers._engine.fillers import FillerParams, FillerType
 from cortado.layers.hyperpixel_correlation import (
     HyperpixelCorrelation,
     Params,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from cells import step_of
-from cortado.layers._runtime.cells import CellParams
+from cortado.layers._geometry.cells import CellParams
 from cortado.layers.hyperpixel_flow import HyperpixelFlow, hyperpixel_flow
 from cortado.layers.keypoint_transfer import keypoint_transfer
 from suite import LayerSuite

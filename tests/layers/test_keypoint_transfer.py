@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from cells import step_of
-from cortado.layers._runtime.dispatch import impl
+from cortado.layers._engine.dispatch import impl
 from cortado.layers.keypoint_transfer import KeypointTransfer, Params, keypoint_transfer
 from suite import LayerSuite
 from torch.library import opcheck

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from cortado.layers import roi_pooling as module
-from cortado.layers._runtime import definition
+from cortado.layers._engine import definition
 from cortado.layers.roi_pooling import Edges, Params, ROIPooling, bins, roi_pooling
 from cuda_host import needs_compiler, on_host
 from suite import LayerSuite, close

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from cortado.layers._runtime import registry
+from cortado.layers._engine import registry
 from cortado.nets.forks import FORKS
 from cortado.nets.net import Net
 from cortado.nets.solver import Solver

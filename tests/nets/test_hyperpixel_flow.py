@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cortado.layers._runtime.images import read_image
+from cortado.layers._data.images import read_image
 from cortado.layers.regularized_hough_matching import Params, displacement_sums, offset_bins
 from cortado.nets.matching import Matcher
 from cortado.nets.net import Net

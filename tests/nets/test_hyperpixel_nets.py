@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cortado.layers._runtime.images import read_image
-from cortado.layers._runtime.transform import blob
+from cortado.layers._data.images import read_image
+from cortado.layers._data.transform import blob
 from cortado.nets.build import Built, build
 from cortado.nets.cost import facts, mismatches
 from cortado.nets.graph import Graph, graph

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cortado.layers._runtime.images import read_image
-from cortado.layers._runtime.keypoint_pairs import KeypointPair, open_pairs
-from cortado.layers._runtime.keypoints import pair_pck
+from cortado.layers._data.images import read_image
+from cortado.layers._data.keypoint_pairs import KeypointPair, open_pairs
+from cortado.layers._geometry.keypoints import pair_pck
 from cortado.nets import layer_scores
 from cortado.nets.hyperpixels import choose
 from cortado.nets.kept_maps import KeptMaps

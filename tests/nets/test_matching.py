@@ -9,7 +9,7 @@ import pytest
 import skimage.data
 import torch
 from cortado import functional
-from cortado.layers._runtime.transform import blob, limited
+from cortado.layers._data.transform import blob, limited
 from cortado.nets.matching import Matcher
 from cortado.nets.net import Net
 from cortado.nets.specs import load

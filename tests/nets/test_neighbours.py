@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from cortado.layers._runtime.checks import BlobError
+from cortado.layers._engine.checks import BlobError
 from cortado.nets import neighbours
 from cortado.nets.neighbours import Described
 

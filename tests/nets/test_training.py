@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cortado.layers._runtime import parallel, registry
-from cortado.layers._runtime.losses import LossParams, Normalization
+from cortado.layers._engine import parallel, registry
+from cortado.layers.standard._losses import LossParams, Normalization
 from cortado.nets.solver import Solver
 from cortado.nets.training import Autocast
 from cortado.prototxt_like import loads

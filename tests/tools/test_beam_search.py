@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cortado.layers._runtime.images import read_image
-from cortado.layers._runtime.keypoint_pairs import open_pairs
-from cortado.layers._runtime.keypoints import pair_pck
+from cortado.layers._data.images import read_image
+from cortado.layers._data.keypoint_pairs import open_pairs
+from cortado.layers._geometry.keypoints import pair_pck
 from cortado.nets.hyperpixels import choose
 from cortado.nets.kept_maps import KeptMaps
 from cortado.nets.layer_scores import PCK
@@ -270,7 +270,7 @@ def test_pairs_without_key_points(
 ) -> None:
     pair = open_pairs("pf-willow:images")[0]
     monkeypatch.setattr(
-        "cortado.layers._runtime.keypoint_pairs.open_pairs", lambda *_, **__: [pair, object()]
+        "cortado.layers._data.keypoint_pairs.open_pairs", lambda *_, **__: [pair, object()]
     )
     code, _, err = run(capfd, *BASE, "--split", "test")
     assert code == 2

@@ -15,9 +15,9 @@ from itertools import count
 import numpy as np
 import pytest
 import torch
-from cortado.layers._runtime.layer import Layer
-from cortado.layers._runtime.registry import find
-from cortado.layers._runtime.samples import Sample, normal
+from cortado.layers._engine.layer import Layer
+from cortado.layers._engine.registry import find
+from cortado.layers._engine.samples import Sample, normal
 from cortado.tools import alternatives, bench, results
 from cortado.tools.cli import main
 from cortado.tools.comparison import compared, differences
@@ -454,9 +454,9 @@ class TestCommand:
 
     def test_a_plugin_that_fails(self, capfd, tmp_path):
         (tmp_path / "mine.py").write_text(
-            "from cortado.layers._runtime.layer import Layer\n"
-            "from cortado.layers._runtime.registry import register\n"
-            "from cortado.layers._runtime.samples import Sample, normal\n"
+            "from cortado.layers._engine.layer import Layer\n"
+            "from cortado.layers._engine.registry import register\n"
+            "from cortado.layers._engine.samples import Sample, normal\n"
             "@register('BenchBroken')\n"
             "class Broken(Layer):\n"
             "    def forward(self, x):\n"

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import pytest
-from cortado.layers._runtime.keypoint_pairs import KeypointPair
-from cortado.layers._runtime.measured_pairs import open_measured
-from cortado.layers._runtime.motion import direction_deviation, rotation_deviation
+from cortado.layers._data.keypoint_pairs import KeypointPair
+from cortado.layers._data.measured_pairs import open_measured
+from cortado.layers._geometry.motion import direction_deviation, rotation_deviation
 from cortado.tools.camera_motion import LEAST, Found, _sampson, estimate
 from scipy.spatial.transform import Rotation
 from shared import SHARED, needs_shared

@@ -8,7 +8,7 @@ from itertools import product
 
 import pytest
 import torch
-from cortado.layers._runtime.reach import transposed, window
+from cortado.layers._engine.reach import transposed, window
 from cortado.nets.build import build
 from cortado.nets.cost import Field, cells, facts, mismatches
 from cortado.nets.graph import State, graph, owners

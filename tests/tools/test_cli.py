@@ -109,8 +109,8 @@ def test_check_locates_mistakes(folder, capfd):
 
 def test_check_reads_a_plugin(folder, capfd):
     (folder / "mine.py").write_text(
-        "from cortado.layers._runtime.layer import Layer\n"
-        "from cortado.layers._runtime.registry import register\n"
+        "from cortado.layers._engine.layer import Layer\n"
+        "from cortado.layers._engine.registry import register\n"
         "@register('CliTwice')\n"
         "class Twice(Layer):\n"
         "    infer = staticmethod(lambda params, x: (x,))\n"

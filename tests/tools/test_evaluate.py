@@ -16,9 +16,9 @@ import pytest
 import scipy.io
 import skimage.data
 import torch
-from cortado.layers._runtime.images import read_image
-from cortado.layers._runtime.keypoint_pairs import KeypointPair, open_pairs
-from cortado.layers._runtime.measured_pairs import open_measured
+from cortado.layers._data.images import read_image
+from cortado.layers._data.keypoint_pairs import KeypointPair, open_pairs
+from cortado.layers._data.measured_pairs import open_measured
 from cortado.layers.metrics.label_transfer import filled
 from cortado.nets import models
 from cortado.nets.evaluation import ByNet, Descriptions, evaluate, give_back, identity, spread

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from cortado.layers._runtime import registry
+from cortado.layers._engine import registry
 from cortado.layers.standard.inner_product import InnerProduct
 from cortado.prototxt_like import loads
 from cortado.tools.cli import main

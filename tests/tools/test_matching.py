@@ -363,7 +363,7 @@ def test_a_matcher_is_as_it_was_made(photographs: tuple[np.ndarray, np.ndarray])
 
 
 def test_the_tables_name_the_same() -> None:
-    from cortado.layers._runtime.measured_pairs import FAST
+    from cortado.layers._data.measured_pairs import FAST
     from cortado.tools import match, options
 
     assert tuple(name for name in METHODS if name != "patches") == options.DESCRIPTORS

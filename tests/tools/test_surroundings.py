@@ -17,7 +17,7 @@ import click
 import numpy as np
 import pytest
 from cortado.__main__ import interrupted
-from cortado.layers._runtime import registry
+from cortado.layers._engine import registry
 from cortado.nets import specs
 from cortado.prototxt_like import files
 from cortado.tools.cli import main

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.io
-from cortado.layers._runtime.keypoint_pairs import OutlinePair, open_pairs
+from cortado.layers._data.keypoint_pairs import OutlinePair, open_pairs
 from cortado.layers.data.caltech101 import Caltech101
 from PIL import Image
 

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cortado.layers._runtime import keypoint_pairs, parallel
-from cortado.layers._runtime.crops import View, crop, whole
-from cortado.layers._runtime.keypoint_pairs import KeypointPair, PairReader, readers
-from cortado.layers._runtime.transform import ChannelOrder, TransformParams
-from cortado.layers._runtime.views import Draw, rotation, warp
+from cortado.layers._data import keypoint_pairs
+from cortado.layers._data.crops import View, crop, whole
+from cortado.layers._data.keypoint_pairs import KeypointPair, PairReader, readers
+from cortado.layers._data.transform import ChannelOrder, TransformParams
+from cortado.layers._data.views import Draw, rotation, warp
+from cortado.layers._engine import parallel
 from cortado.layers.data import correspondence_files
 from cortado.layers.data.correspondence_files import (
     CorrespondenceFiles,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import skimage.io
 import torch
-from cortado.layers._runtime.transform import TransformParams
-from cortado.layers._runtime.views import Draw, draw_view, project, read_photographs, rotation, warp
+from cortado.layers._data.transform import TransformParams
+from cortado.layers._data.views import Draw, draw_view, project, read_photographs, rotation, warp
 from cortado.layers.data.correspondence_pairs import CorrespondencePairs, Params, infer
 
 STILL = {"contrast": 0.0, "brightness": 0.0, "gamma": 0.0, "color": 0.0, "noise": 0.0}

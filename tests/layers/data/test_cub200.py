@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cortado.layers._runtime.keypoint_pairs import KeypointPair, open_pairs
+from cortado.layers._data.keypoint_pairs import KeypointPair, open_pairs
 from cortado.layers.data.cub200 import CUB200
 from PIL import Image
 

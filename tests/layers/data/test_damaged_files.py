@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from cortado.layers._runtime.caffe_files import read_blob, read_datum
+from cortado.layers._data.caffe_files import read_blob, read_datum
 from cortado.layers.data import hdf5_data, image_data
 from cortado.prototxt_like.schema import message
 from cortado.prototxt_like.wire import write_blob

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cortado.layers._runtime.caffe_files import read_datum
-from cortado.layers._runtime.transform import TransformParams
+from cortado.layers._data.caffe_files import read_datum
+from cortado.layers._data.transform import TransformParams
 from cortado.layers.data.data import Backend, Data, Params
 from cortado.nets.net import Net
 from cortado.prototxt_like import loads

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from cortado.layers._runtime.fillers import FillerParams, FillerType
-from cortado.layers._runtime.params import BlobShape
+from cortado.layers._engine.fillers import FillerParams, FillerType
+from cortado.layers._engine.params import BlobShape
 from cortado.layers.data.dummy_data import DummyData, Params, shapes
 from cortado.nets.net import Net
 from cortado.prototxt_like import loads

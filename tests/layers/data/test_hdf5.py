@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cortado.layers._runtime.checks import BlobError
+from cortado.layers._engine.checks import BlobError
 from cortado.layers.data import hdf5_data, hdf5_output
 from cortado.layers.data.hdf5_data import HDF5Data
 from cortado.layers.data.hdf5_output import HDF5Output

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cortado.layers._runtime.keypoint_pairs import open_pairs
+from cortado.layers._data.keypoint_pairs import open_pairs
 from cortado.layers.data.hpatches import HPatches
 from PIL import Image
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cortado.layers._runtime.transform import ChannelOrder, TransformParams
+from cortado.layers._data.transform import ChannelOrder, TransformParams
 from cortado.layers.data.image_data import ImageData, Params, read_list
 from cortado.nets.net import Net
 from cortado.prototxt_like import loads

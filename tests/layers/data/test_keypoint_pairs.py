@@ -11,8 +11,8 @@ import cortado
 import numpy as np
 import pytest
 import torch
-from cortado.layers._runtime.keypoint_pairs import open_pairs, read_rows, sources
-from cortado.layers._runtime.transform import ChannelOrder, TransformParams
+from cortado.layers._data.keypoint_pairs import open_pairs, read_rows, sources
+from cortado.layers._data.transform import ChannelOrder, TransformParams
 from cortado.layers.data.keypoint_pairs import KeypointPairs, Params
 from cortado.nets.net import Net
 from cortado.prototxt_like import loads

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cortado.layers._runtime.keypoint_pairs import open_pairs
+from cortado.layers._data.keypoint_pairs import open_pairs
 from cortado.layers.data.kitti import KittiFlow2015, KittiStereo2012, KittiStereo2015
 from likeness import depths, off_the_epipolar_lines
 from PIL import Image

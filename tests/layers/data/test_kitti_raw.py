@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cortado.layers._runtime.keypoint_pairs import KeypointPair, open_pairs
-from cortado.layers._runtime.motion import direction_deviation, rotation_deviation
+from cortado.layers._data.keypoint_pairs import KeypointPair, open_pairs
+from cortado.layers._geometry.motion import direction_deviation, rotation_deviation
 from cortado.layers.data.kitti_raw import AGREE, CLOSE, SPLITS, KittiRaw
 from PIL import Image
 from scipy.spatial.transform import Rotation

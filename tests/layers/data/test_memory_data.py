@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cortado.layers._runtime.transform import TransformParams
+from cortado.layers._data.transform import TransformParams
 from cortado.layers.data.memory_data import MemoryData, Params, infer
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cortado.layers._runtime.images import read_image
-from cortado.layers._runtime.keypoint_pairs import open_pairs
-from cortado.layers._runtime.truth import consistent, read_disparity, read_mask, visible
+from cortado.layers._data.images import read_image
+from cortado.layers._data.keypoint_pairs import open_pairs
+from cortado.layers._data.truth import consistent, read_disparity, read_mask, visible
 from cortado.layers.data.middlebury import Middlebury
 from likeness import SHIFTS, depths, likeness, off_the_epipolar_lines
 from PIL import Image

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cortado.layers._runtime import truth
-from cortado.layers._runtime.keypoint_pairs import KeypointPair, open_pairs
+from cortado.layers._data import truth
+from cortado.layers._data.keypoint_pairs import KeypointPair, open_pairs
 from cortado.layers.data.pair_list import PairList
 from likeness import SHIFTS, likeness
 from PIL import Image

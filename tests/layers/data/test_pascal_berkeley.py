@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cortado.layers._runtime.keypoint_pairs import KeypointPair, open_pairs
+from cortado.layers._data.keypoint_pairs import KeypointPair, open_pairs
 from cortado.layers.data.pascal_berkeley import PascalBerkeley
 from PIL import Image
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.io
-from cortado.layers._runtime.images import image_size
-from cortado.layers._runtime.keypoint_pairs import digest, open_pairs
-from cortado.layers._runtime.keypoints import means, pair_pck
+from cortado.layers._data.images import image_size
+from cortado.layers._data.keypoint_pairs import digest, open_pairs
+from cortado.layers._geometry.keypoints import means, pair_pck
 from cortado.layers.data.pf_willow import PFWillow
 from PIL import Image
 from shared import SHARED

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import skimage.io
 import torch
-from cortado.layers._runtime.transform import ChannelOrder, TransformParams
-from cortado.layers._runtime.views import project
+from cortado.layers._data.transform import ChannelOrder, TransformParams
+from cortado.layers._data.views import project
 from cortado.layers.data import region_pairs
 from cortado.layers.data.region_pairs import Params, Proposals, RegionPairs, infer, truth_under
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cortado.layers._runtime.keypoint_pairs import open_pairs
+from cortado.layers._data.keypoint_pairs import open_pairs
 from cortado.layers.data.sintel import SintelClean
 from PIL import Image
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cortado.layers._runtime.keypoint_pairs import open_pairs
+from cortado.layers._data.keypoint_pairs import open_pairs
 from cortado.layers.data.spair71k import SPair71k
 from PIL import Image
 

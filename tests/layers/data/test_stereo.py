@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import skimage.data
-from cortado.layers._runtime.images import read_image
-from cortado.layers._runtime.keypoint_pairs import open_pairs
+from cortado.layers._data.images import read_image
+from cortado.layers._data.keypoint_pairs import open_pairs
 from cortado.layers.data.stereo import StereoPair, motorcycle, rotation_about_centre, visible
 from likeness import SHIFTS, depths, likeness, off_the_epipolar_lines
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from cortado.layers._runtime.checks import BlobError
+from cortado.layers._engine.checks import BlobError
 from cortado.layers.metrics.flow_pck import FlowPCK, Length, Params, flow_pck
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from cortado.layers._runtime.checks import BlobError
+from cortado.layers._engine.checks import BlobError
 from cortado.layers.metrics.miou import MIoU, mean_of_best, miou
 from cortado.layers.metrics.miou import Params as MIoUParams
 from cortado.layers.metrics.pcr import PCR, area, curve, pcr

@@ -8,7 +8,7 @@ import caffe_vectors
 import numpy as np
 import pytest
 import torch
-from cortado.layers._runtime.declared import Trait
+from cortado.layers._engine.declared import Trait
 from cortado.layers.standard.accuracy import Accuracy, Params
 from shared import cases
 from suite import LayerSuite

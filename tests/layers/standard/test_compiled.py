@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from compiled import CompiledSuite, Run
-from cortado.layers._runtime.definition import Definition
-from cortado.layers._runtime.layer import Layer
-from cortado.layers._runtime.samples import Sample
+from cortado.layers._engine.definition import Definition
+from cortado.layers._engine.layer import Layer
+from cortado.layers._engine.samples import Sample
 from cortado.layers.standard import eltwise, exp_log_power, mvn, neurons, prelu
 from suite import LayerSuite
 from torch import Tensor

@@ -7,7 +7,7 @@ from pathlib import Path
 import caffe_vectors
 import pytest
 import torch
-from cortado.layers._runtime.checks import BlobError
+from cortado.layers._engine.checks import BlobError
 from cortado.layers.standard.crop import Crop
 from cortado.layers.standard.crop import Params as CropParams
 from cortado.layers.standard.permute import Params as PermuteParams

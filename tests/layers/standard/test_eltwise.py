@@ -8,7 +8,7 @@ import caffe_vectors
 import numpy as np
 import pytest
 import torch
-from cortado.layers._runtime.checks import BlobError
+from cortado.layers._engine.checks import BlobError
 from cortado.layers.standard.eltwise import Eltwise, EltwiseOp, Params
 from shared import cases
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from cortado.layers._runtime.declared import Trait
-from cortado.layers._runtime.layer import Layer
-from cortado.layers._runtime.samples import Sample
+from cortado.layers._engine.declared import Trait
+from cortado.layers._engine.layer import Layer
+from cortado.layers._engine.samples import Sample
 from cortado.layers.standard import (
     argmax,
     batch_norm,

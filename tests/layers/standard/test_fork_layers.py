@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from cortado.layers._runtime.checks import BlobError
-from cortado.layers._runtime.fillers import FillerParams, FillerType
+from cortado.layers._engine.checks import BlobError
+from cortado.layers._engine.fillers import FillerParams, FillerType
 from cortado.layers.standard.interp import Interp
 from cortado.layers.standard.interp import Params as InterpParams
 from cortado.layers.standard.normalize import Normalize

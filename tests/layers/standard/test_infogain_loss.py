@@ -9,7 +9,7 @@ import caffe_vectors
 import numpy as np
 import pytest
 import torch
-from cortado.layers._runtime.losses import LossParams
+from cortado.layers.standard._losses import LossParams
 from cortado.layers.standard.infogain_loss import InfogainLoss, Params
 from cortado.layers.standard.softmax_with_loss import Params as SoftmaxParams
 from cortado.layers.standard.softmax_with_loss import SoftmaxWithLoss

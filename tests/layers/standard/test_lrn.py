@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from cortado.layers._runtime.definition import Definition
-from cortado.layers._runtime.samples import Sample
+from cortado.layers._engine.definition import Definition
+from cortado.layers._engine.samples import Sample
 from cortado.layers.standard import lrn
 from cortado.layers.standard.lrn import LRN, NormRegion, Params
 from shared import cases

@@ -9,8 +9,8 @@ import caffe_vectors
 import numpy as np
 import pytest
 import torch
-from cortado.layers._runtime.layer import Layer
-from cortado.layers._runtime.samples import distinct
+from cortado.layers._engine.layer import Layer
+from cortado.layers._engine.samples import distinct
 from cortado.layers.standard.neurons import (
     BNLL,
     ELU,

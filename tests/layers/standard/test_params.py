@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
-from cortado.layers._runtime import registry
+from cortado.layers._engine import registry
 from cortado.prototxt_like import schema
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 

@@ -8,8 +8,8 @@ import caffe_vectors
 import numpy as np
 import pytest
 import torch
-from cortado.layers._runtime import pool
-from cortado.layers._runtime.checks import BlobError
+from cortado.layers._engine.checks import BlobError
+from cortado.layers.standard import _pool as pool
 from cortado.layers.standard.pooling import Params, Pooling, PoolMethod, RoundMode, infer
 from shared import cases
 

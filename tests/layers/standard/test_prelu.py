@@ -7,8 +7,8 @@ from pathlib import Path
 import caffe_vectors
 import pytest
 import torch
-from cortado.layers._runtime.checks import BlobError
-from cortado.layers._runtime.fillers import FillerParams
+from cortado.layers._engine.checks import BlobError
+from cortado.layers._engine.fillers import FillerParams
 from cortado.layers.standard.prelu import Params, PReLU
 from shared import cases
 

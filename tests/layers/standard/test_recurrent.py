@@ -10,10 +10,10 @@ import caffe_vectors
 import numpy as np
 import pytest
 import torch
-from cortado.layers._runtime.checks import BlobError
-from cortado.layers._runtime.declared import Role
-from cortado.layers._runtime.fillers import FillerParams, FillerType
-from cortado.layers._runtime.recurrent import Recurrent, RecurrentParams
+from cortado.layers._engine.checks import BlobError
+from cortado.layers._engine.declared import Role
+from cortado.layers._engine.fillers import FillerParams, FillerType
+from cortado.layers.standard._recurrent import Recurrent, RecurrentParams
 from cortado.layers.standard.lstm import LSTM
 from cortado.layers.standard.lstm_unit import LSTMUnit
 from cortado.layers.standard.rnn import RNN

@@ -7,7 +7,7 @@ from pathlib import Path
 import caffe_vectors
 import pytest
 import torch
-from cortado.layers._runtime.checks import BlobError
+from cortado.layers._engine.checks import BlobError
 from cortado.layers.standard.reshape import Flatten, FlattenParams, NewAxes, Reshape, ReshapeParams
 from cortado.nets.net import Net
 from cortado.prototxt_like import loads

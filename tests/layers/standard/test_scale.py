@@ -8,8 +8,8 @@ import caffe_vectors
 import numpy as np
 import pytest
 import torch
-from cortado.layers._runtime.checks import BlobError
-from cortado.layers._runtime.fillers import FillerParams, FillerType
+from cortado.layers._engine.checks import BlobError
+from cortado.layers._engine.fillers import FillerParams, FillerType
 from cortado.layers.standard.scale import Bias, BiasParams, Scale, ScaleParams
 from shared import cases
 

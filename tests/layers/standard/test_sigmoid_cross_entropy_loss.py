@@ -9,7 +9,7 @@ import caffe_vectors
 import numpy as np
 import pytest
 import torch
-from cortado.layers._runtime.losses import LossParams, Normalization
+from cortado.layers.standard._losses import LossParams, Normalization
 from cortado.layers.standard.sigmoid_cross_entropy_loss import SigmoidCrossEntropyLoss
 from shared import cases
 from suite import LayerSuite

@@ -7,7 +7,7 @@ from pathlib import Path
 import caffe_vectors
 import pytest
 import torch
-from cortado.layers._runtime.checks import BlobError
+from cortado.layers._engine.checks import BlobError
 from cortado.layers.standard.slice import Params as SliceParams
 from cortado.layers.standard.slice import Slice
 from cortado.layers.standard.split import Split

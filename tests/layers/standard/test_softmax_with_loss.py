@@ -9,7 +9,7 @@ import caffe_vectors
 import numpy as np
 import pytest
 import torch
-from cortado.layers._runtime.losses import LossParams, Normalization
+from cortado.layers.standard._losses import LossParams, Normalization
 from cortado.layers.standard.softmax_with_loss import Params, SoftmaxWithLoss
 from cortado.nets.net import Net
 from cortado.prototxt_like import loads

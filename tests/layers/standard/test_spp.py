@@ -7,8 +7,8 @@ from pathlib import Path
 import caffe_vectors
 import pytest
 import torch
-from cortado.layers._runtime.checks import BlobError
-from cortado.layers._runtime.pool import PoolMethod
+from cortado.layers._engine.checks import BlobError
+from cortado.layers.standard._pool import PoolMethod
 from cortado.layers.standard.spp import SPP, Params
 from shared import cases
 

@@ -1,0 +1,1 @@
+"""What the data layers share: files, images, views, pairs and their truth."""

@@ -1,0 +1,1 @@
+"""Boxes, points, cells and regions of images: what the correspondence layers share."""

@@ -1,1 +1,0 @@
-"""What the layers share: the layer's base class and registry, parameters, checks, dispatch."""
