@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from mathematics import tex
+
 Row = Sequence[str]
 
 
@@ -46,8 +48,12 @@ def literal(text: str) -> str:
 
 
 def equations(docstring: str) -> str:
-    """A docstring whose equations, blocks indented by four spaces, are shown as they stand."""
-    return re.sub(r"(?<=\n\n)(?=    \S)", "::\n\n", docstring)
+    """A docstring whose equations, blocks indented by four spaces, are mathematics."""
+
+    def formula(found: re.Match[str]) -> str:
+        return f".. math::\n\n{block(tex(found[0]))}\n"
+
+    return re.sub(r"(?<=\n\n)(?:    \S.*\n(?:    .*\n)*)", formula, docstring)
 
 
 def inline(markdown: str) -> str:

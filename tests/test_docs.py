@@ -111,6 +111,44 @@ def test_examples(path):
     assert not failed, shown.getvalue()
 
 
+@pytest.mark.parametrize(
+    ("plain", "formula"),
+    [
+        ("y = x / max(|x|, eps)", r"y = x / \max(|x|, \mathrm{eps})"),
+        ("L = 1/(2N) sum_i s_i d_i^2", r"L = 1/(2N) \sum_{i} s_{i} d_{i}^{2}"),
+        ("c = 1 for s_i = 1,    else 0", r"c = 1 \text{ for } s_{i} = 1, \quad \text{ else } 0"),
+        ("z = top . x'^-beta  (Eq. 7)", r"z = \mathrm{top} \cdot x'^{-\beta} \quad \text{ (Eq. 7) }"),
+        ("(x - mean_x) ^ power <- t1", r"(x - \mathrm{mean\_x}) ^{\mathrm{power}} \leftarrow t_{1}"),
+    ],
+)
+@pytest.mark.usefixtures("generate")
+def test_plain_equations_are_mathematics(plain, formula):
+    from mathematics import tex
+
+    assert " ".join(tex(plain).split()) == rf"\begin{{gathered}} {formula} \end{{gathered}}"
+
+
+def test_no_equation_is_left_as_code(pages):
+    """Of the pages of layers whose files have one."""
+    assert ".. math::" in pages["layers/KNN.rst"]
+    for name, page in pages.items():
+        if name.startswith("layers/"):
+            for formula in re.findall(r"\.\. math::\n\n((?:   .*\n)+)", page):
+                bare = re.sub(r"\\(?:text|mathrm)\{[^}]*\}|\\[a-z]+|\{gathered\}", "", formula)
+                assert formula.count("{") == formula.count("}"), formula
+                assert not re.search(r"[A-Za-z]{3,}", bare), formula
+
+
+@pytest.mark.parametrize("type_name", ENTRIES)
+def test_every_parameter_has_a_meaning(type_name):
+    def without(kind, at):
+        for field in dataclasses.fields(kind):
+            if not field.metadata.get("doc") and not dataclasses.is_dataclass(field.default):
+                yield f"{at}{field.name}"
+
+    assert not [*without(ENTRIES[type_name].layer.Params, "")]
+
+
 @pytest.mark.parametrize("path", sorted(DOCS.glob("*.rst")), ids=lambda path: path.stem)
 def test_every_file_of_a_page_is_used(path):
     text = path.read_text("utf-8")

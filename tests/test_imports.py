@@ -134,6 +134,16 @@ def test_what_an_import_does_not_load(module, absent):
     assert done.stdout.strip() == "[]"
 
 
+def test_layers_and_their_operators_load_no_compiler():
+    """Which takes seconds and 70 MB."""
+    layers = "from cortado.layers._engine import registry; registry.types()"
+    done = run(
+        f"import sys; {layers}; print([m for m in sys.modules if m.startswith('torch._dynamo')])"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
 OPTIONAL = ("cupy", "pycocotools", "matplotlib", "h5py", "lmdb", "skimage", "PIL", "onnxruntime")
 UNIX = ("resource", "fcntl", "pwd", "grp", "termios", "tty")
 

@@ -35,11 +35,15 @@ class ViewParams:
         doc='photographs: image files, folders of them, or "skimage:NAME" for one of scikit-image\'s'
     )
     view_rotation: float = param(20.0, low=0, high=180, unit="degrees", doc="of the first view, +-")
-    view_scale_min: float = param(0.8, above=0, unit="photograph pixels per view pixel")
-    view_scale_max: float = param(1.6, above=0, unit="photograph pixels per view pixel")
+    view_scale_min: float = param(
+        0.8, above=0, unit="photograph pixels per view pixel", doc="of the first view, at least"
+    )
+    view_scale_max: float = param(
+        1.6, above=0, unit="photograph pixels per view pixel", doc="of the first view, at most"
+    )
     rotation: float = param(45.0, low=0, high=180, unit="degrees", doc="between the views, +-")
     scale_min: float = param(0.8, above=0, doc="size of the second view's content over the first's")
-    scale_max: float = param(1.25, above=0)
+    scale_max: float = param(1.25, above=0, doc="the same, at most")
     anisotropy: float = param(0.15, low=0, doc="log of the stretch along a random axis, +-")
     perspective: float = param(0.15, low=0, high=0.5, doc="change of depth from centre to border, +-")
     shift: float = param(0.08, low=0, high=1, unit="view sides", doc="+-")
@@ -49,7 +53,9 @@ class ViewParams:
     color: float = param(0.08, low=0, doc="log of each channel's gain, +-")
     noise: float = param(0.02, low=0, unit="full ranges", doc="largest standard deviation")
     seed: int = param(-1, wide=True, doc="-1: drawn when the net is built")
-    transform_param: TransformParams = param(factory=lambda: TransformParams(crop_size=192))
+    transform_param: TransformParams = param(
+        factory=lambda: TransformParams(crop_size=192), doc="how images are made of what is read"
+    )
 
     @property
     def image_shape(self) -> Shape:

@@ -16,6 +16,7 @@ import torch
 
 from . import cuda
 from .checks import valueless
+from .function import constant
 
 # Not a ContextVar: autograd runs the backward of CUDA tensors in threads of its own.
 _forced: str | None = None
@@ -69,7 +70,7 @@ def kernels_for(tensor: torch.Tensor) -> bool:
     return _forced == "cuda" or (_forced is None and cuda.takes(tensor) and _available())
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def _available() -> bool:
     return cuda.available()
 

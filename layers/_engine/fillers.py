@@ -45,7 +45,7 @@ class VarianceNorm(Enum):
 class FillerParams:
     """A ``weight_filler`` or ``bias_filler`` block."""
 
-    type: FillerType = param(FillerType.constant)
+    type: FillerType = param(FillerType.constant, doc="how the blob is filled")
     value: float = param(0.0, doc="constant: every element")
     min: float = param(0.0, doc="uniform: lower bound")
     max: float = param(1.0, doc="uniform: upper bound")

@@ -122,7 +122,7 @@ class NoParams:
 class BlobShape:
     """A ``shape`` block."""
 
-    dim: tuple[int, ...] = param((), low=0, wide=True)
+    dim: tuple[int, ...] = param((), low=0, wide=True, doc="lengths of the axes")
 
 
 class Gradient(Enum):

@@ -71,19 +71,25 @@ class Params:
     cache: int = param(0, low=0, doc="pairs kept in memory once they were read, the last ones used")
     view_rotation: float = param(0.0, low=0, high=180, unit="degrees", doc="of both views, +-")
     scale_min: float = param(1.0, low=0.05, unit="view pixels per image pixel", doc="of both views")
-    scale_max: float = param(1.0, low=0.05, unit="view pixels per image pixel")
+    scale_max: float = param(
+        1.0, low=0.05, unit="view pixels per image pixel", doc="the largest random zoom of both views"
+    )
     rotation: float = param(
         0.0, low=0, high=180, unit="degrees", doc="of the second view's content against the first's, +-"
     )
     relative_scale_min: float = param(1.0, low=0.05, doc="scale of the second view over the first's")
-    relative_scale_max: float = param(1.0, low=0.05)
+    relative_scale_max: float = param(
+        1.0, low=0.05, doc="the largest random zoom of the one against the other"
+    )
     shift: float = param(0.0, low=0, high=1, unit="view sides", doc="of the second crop, +-")
     contrast: float = param(0.0, low=0, doc="log of the factor about the mean, +-")
     brightness: float = param(0.0, low=0, unit="full ranges", doc="+-")
     gamma: float = param(0.0, low=0, doc="log of the exponent, +-")
     color: float = param(0.0, low=0, doc="log of each channel's gain, +-")
     noise: float = param(0.0, low=0, unit="full ranges", doc="largest standard deviation")
-    transform_param: TransformParams = param(factory=TransformParams)
+    transform_param: TransformParams = param(
+        factory=TransformParams, doc="how images are made of what is read"
+    )
 
     def __post_init__(self) -> None:
         if not self.source:

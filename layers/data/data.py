@@ -50,7 +50,9 @@ class Params:
     backend: Backend = param(Backend.LEVELDB, doc="LMDB must be given: LevelDB is not read")
     force_encoded_color: bool = param(False, doc="read encoded images in three channels")
     prefetch: int = param(4, low=0, doc="accepted, has no effect")
-    transform_param: TransformParams = param(factory=TransformParams)
+    transform_param: TransformParams = param(
+        factory=TransformParams, doc="how images are made of what is read"
+    )
 
     def __post_init__(self) -> None:
         if self.backend is not Backend.LMDB:

@@ -28,12 +28,12 @@ LEGACY = ("num", "channels", "height", "width")
 class Params:
     """``dummy_data_param``."""
 
-    data_filler: tuple[FillerParams, ...] = param(())
+    data_filler: tuple[FillerParams, ...] = param((), doc="of each top, or of all")
     num: tuple[int, ...] = param((), low=0, doc="old form of shape")
     channels: tuple[int, ...] = param((), low=0, doc="old form of shape")
     height: tuple[int, ...] = param((), low=0, doc="old form of shape")
     width: tuple[int, ...] = param((), low=0, doc="old form of shape")
-    shape: tuple[BlobShape, ...] = param(())
+    shape: tuple[BlobShape, ...] = param((), doc="of each top, or of all")
 
     def __post_init__(self) -> None:
         if self.shape and any(getattr(self, name) for name in LEGACY):

@@ -31,7 +31,7 @@ class Params:
 
     source: str = param(doc="the list of HDF5 files")
     batch_size: int = param(low=1, doc="rows a batch")
-    shuffle: bool = param(False)
+    shuffle: bool = param(False, doc="files and rows in random order")
     transform_param: TransformParams | None = param(None, doc="refused: the rows are given as they are")
 
     def __post_init__(self) -> None:

@@ -28,7 +28,7 @@ from ..standard._losses import expect_items
 class Params:
     """``hdf5_output_param``."""
 
-    file_name: str = param()
+    file_name: str = param(doc="the file to write")
 
 
 def infer(params: Params, data: Shape, label: Shape) -> tuple[Shape, ...]:

@@ -36,13 +36,17 @@ class Params:
 
     source: str = param(doc="the list of images")
     batch_size: int = param(1, low=1, doc="N")
-    rand_skip: int = param(0, low=0, unit="images")
-    shuffle: bool = param(False)
+    rand_skip: int = param(
+        0, low=0, unit="images", doc="at the start so many samples at most, at random, are left out"
+    )
+    shuffle: bool = param(False, doc="images in random order")
     new_height: int = param(0, low=0, unit="pixels", doc="0: as it is")
     new_width: int = param(0, low=0, unit="pixels", doc="0: as it is")
-    is_color: bool = param(True)
-    root_folder: str = param("")
-    transform_param: TransformParams = param(factory=TransformParams)
+    is_color: bool = param(True, doc="false: images in grey")
+    root_folder: str = param("", doc="before each path of the list")
+    transform_param: TransformParams = param(
+        factory=TransformParams, doc="how images are made of what is read"
+    )
 
     def __post_init__(self) -> None:
         if bool(self.new_height) != bool(self.new_width):

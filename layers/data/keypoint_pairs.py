@@ -43,7 +43,9 @@ class Params:
     layout: str = param("", doc="of SPair-71k: large or small; empty: large")
     option: tuple[str, ...] = param((), doc="NAME=VALUE, which the data set's reader is given")
     longer_side: int = param(0, low=0, unit="pixels", doc="most of an image's longer side; 0: any")
-    transform_param: TransformParams = param(factory=TransformParams)
+    transform_param: TransformParams = param(
+        factory=TransformParams, doc="how images are made of what is read"
+    )
 
     def __post_init__(self) -> None:
         if self.transform_param.crop_size or self.transform_param.mirror:

@@ -32,7 +32,9 @@ class Params:
     channels: int = param(low=1, doc="C")
     height: int = param(low=1, unit="pixels", doc="H")
     width: int = param(low=1, unit="pixels", doc="W")
-    transform_param: TransformParams = param(factory=TransformParams)
+    transform_param: TransformParams = param(
+        factory=TransformParams, doc="how images are made of what is read"
+    )
 
 
 def infer(params: Params) -> tuple[Shape, ...]:

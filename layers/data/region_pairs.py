@@ -51,7 +51,7 @@ class Proposals(Enum):
 class Params(ViewParams):
     """What a sample holds, beside how its views are made."""
 
-    proposals: Proposals = param(Proposals.RANDOMIZED_PRIM)
+    proposals: Proposals = param(Proposals.RANDOMIZED_PRIM, doc="where regions come from")
     num_proposals: int = param(500, low=1, doc="regions of a view, K")
     num_points: int = param(1000, low=1, doc="rows of the pair table, P")
     num_pairs: int = param(0, low=0, doc="different pairs, which are repeated; 0: no end")

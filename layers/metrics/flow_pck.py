@@ -30,7 +30,7 @@ class Params:
     """Thresholds, and what they are shares of."""
 
     threshold: tuple[float, ...] = param((0.05, 0.1, 0.15), low=0, doc="in units of length")
-    length: Length = param(Length.DIAGONAL)
+    length: Length = param(Length.DIAGONAL, doc="what thresholds are relative to")
 
 
 def infer(params: Params, flow: Shape, pairs: Shape, image: Shape | None = None) -> tuple[Shape, ...]:

@@ -30,9 +30,13 @@ class Params:
     """Thresholds and the coordinate rule of the map that was searched."""
 
     threshold: tuple[float, ...] = param((3.0, 5.0, 10.0), low=0, doc="in units of length")
-    length: Length = param(Length.PIXEL)
+    length: Length = param(Length.PIXEL, doc="what thresholds are relative to")
     downsampling_factor: float = param(
-        4.0, above=0, unit="pixels per cell", aliases=("down_sampling_factor",)
+        4.0,
+        above=0,
+        unit="pixels per cell",
+        aliases=("down_sampling_factor",),
+        doc="of the map that the index refers to",
     )
     coordinate_offset: float = param(0.0, unit="image pixels", doc="image point of cell 0")
     index_base: int = param(0, low=0, high=1, doc="1 for released nets")

@@ -38,7 +38,7 @@ class LossParams:
     """``loss_param``."""
 
     ignore_label: int | None = param(None, doc="positions with this label do not count")
-    normalization: Normalization | None = param(None)
+    normalization: Normalization | None = param(None, doc="what the sum is divided by")
     normalize: bool | None = param(
         None, doc="old form: true is VALID, false BATCH_SIZE; normalization wins"
     )

@@ -37,8 +37,8 @@ class RecurrentParams:
     """``recurrent_param``."""
 
     num_output: int = param(low=1, doc="elements of the state and of the output, D")
-    weight_filler: FillerParams = param(FillerParams())
-    bias_filler: FillerParams = param(FillerParams())
+    weight_filler: FillerParams = param(FillerParams(), doc="of the weights")
+    bias_filler: FillerParams = param(FillerParams(), doc="of the biases")
     debug_info: bool = param(False, doc="log the mean magnitude of the state at each step")
     expose_hidden: bool = param(False, doc="the state is a bottom and a top")
 

@@ -28,7 +28,7 @@ from ._losses import class_labels, expect_one_label_each, wide
 class Params:
     """``accuracy_param``."""
 
-    top_k: int = param(1, low=0)
+    top_k: int = param(1, low=0, doc="right where the label is among so many highest scores")
     axis: int = param(1, doc="of the classes; negative counts from the last")
     ignore_label: int | None = param(None, doc="positions with this label do not count")
 

@@ -39,7 +39,7 @@ EPSILON = 1e-4
 class Params:
     """``contrastive_loss_param``."""
 
-    margin: float = param(1.0)
+    margin: float = param(1.0, doc="how far dissimilar pairs are to be apart")
     legacy_version: bool = param(False, doc="max(0, margin - d^2) for dissimilar pairs")
 
 

@@ -30,7 +30,7 @@ from .._engine.samples import Sample, normal
 class Params:
     """``dropout_param``."""
 
-    dropout_ratio: float = param(0.5, low=0, high=1)
+    dropout_ratio: float = param(0.5, low=0, high=1, doc="share of the elements that become 0")
 
 
 def infer(params: Params, bottom: Shape) -> tuple[Shape, ...]:

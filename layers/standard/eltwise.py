@@ -38,7 +38,7 @@ class EltwiseOp(Enum):
 class Params:
     """``eltwise_param``."""
 
-    operation: EltwiseOp = param(EltwiseOp.SUM)
+    operation: EltwiseOp = param(EltwiseOp.SUM, doc="sum, product or maximum")
     coeff: tuple[float, ...] = param((), doc="SUM: a factor of each bottom, default 1")
     stable_prod_grad: bool = param(True, doc="PROD: multiply the others instead of dividing the top")
 

@@ -28,11 +28,11 @@ from .._engine.samples import Sample
 class Params:
     """``embed_param``."""
 
-    num_output: int = param(low=1)
+    num_output: int = param(low=1, doc="length of a vector")
     input_dim: int = param(low=1, doc="number of rows")
-    bias_term: bool = param(True)
-    weight_filler: FillerParams = param(FillerParams())
-    bias_filler: FillerParams = param(FillerParams())
+    bias_term: bool = param(True, doc="whether a bias is added")
+    weight_filler: FillerParams = param(FillerParams(), doc="of the weights")
+    bias_filler: FillerParams = param(FillerParams(), doc="of the biases")
 
 
 def infer(params: Params, index: Shape) -> tuple[Shape, ...]:

@@ -23,6 +23,7 @@ from torch import Tensor
 from .._engine.checks import Shape
 from .._engine.declared import Bottom, Top, Trait
 from .._engine.definition import Definition, Spec
+from .._engine.function import constant
 from .._engine.layer import Layer
 from .._engine.params import param
 from .._engine.registry import register
@@ -34,8 +35,8 @@ class ExpParams:
     """``exp_param``."""
 
     base: float = param(-1.0, doc="above 0, or -1 for e")
-    scale: float = param(1.0)
-    shift: float = param(0.0)
+    scale: float = param(1.0, doc="of the bottom")
+    shift: float = param(0.0, doc="added to it")
 
     def __post_init__(self) -> None:
         if not (self.base > 0 or self.base == -1) or math.isinf(self.base):
@@ -60,9 +61,9 @@ class LogParams(ExpParams):
 class PowerParams:
     """``power_param``."""
 
-    power: float = param(1.0)
-    scale: float = param(1.0)
-    shift: float = param(0.0)
+    power: float = param(1.0, doc="the exponent")
+    scale: float = param(1.0, doc="of the bottom")
+    shift: float = param(0.0, doc="added to it")
 
 
 BOTTOMS = (Bottom("bottom"),)
@@ -90,7 +91,7 @@ def _exp(exponent: float) -> float:
     return float(torch.tensor(exponent, dtype=torch.float64).exp())
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def outer_scale(params: ExpParams) -> float:
     """base^shift."""
     return _exp(params.log_base * params.shift)

@@ -35,7 +35,7 @@ class Norm(Enum):
 class Params:
     """``hinge_loss_param``."""
 
-    norm: Norm = param(Norm.L1)
+    norm: Norm = param(Norm.L1, doc="of each score's excess: L1 or L2")
 
 
 def infer(params: Params, scores: Shape, label: Shape) -> tuple[Shape, ...]:

@@ -49,7 +49,9 @@ class Params:
 
     source: str = param("", doc="a .binaryproto of H, where there is no third bottom")
     axis: int = param(1, doc="of the classes; negative counts from the last")
-    loss_param: LossParams = param(LossParams())
+    loss_param: LossParams = param(
+        LossParams(), doc="which labels count, and what the sum is divided by"
+    )
 
     def __post_init__(self) -> None:
         if self.loss_param.normalize is not None:

@@ -30,10 +30,10 @@ from .._engine.samples import Sample, normal
 class Params:
     """``inner_product_param``."""
 
-    num_output: int = param(low=1)
-    bias_term: bool = param(True)
-    weight_filler: FillerParams = param(FillerParams())
-    bias_filler: FillerParams = param(FillerParams())
+    num_output: int = param(low=1, doc="length of the top's vectors")
+    bias_term: bool = param(True, doc="whether a bias is added")
+    weight_filler: FillerParams = param(FillerParams(), doc="of the weights")
+    bias_filler: FillerParams = param(FillerParams(), doc="of the biases")
     axis: int = param(1, doc="the first axis that is flattened; negative counts from the last")
     transpose: bool = param(False, doc="the weight is stored transposed")
 

@@ -27,8 +27,10 @@ from .._engine.samples import Sample
 class Params:
     """``input_param``, and the ``transform_param`` beside it."""
 
-    shape: tuple[BlobShape, ...] = param(())
-    transform_param: TransformParams = param(factory=TransformParams)
+    shape: tuple[BlobShape, ...] = param((), doc="of each top, or of all")
+    transform_param: TransformParams = param(
+        factory=TransformParams, doc="how images are made of what is read"
+    )
 
 
 def infer(params: Params) -> tuple[Shape, ...]:

@@ -46,9 +46,9 @@ class Params:
     """``lrn_param``."""
 
     local_size: int = param(5, low=1, doc="channels, or pixels a side; odd")
-    alpha: float = param(1.0)
-    beta: float = param(0.75)
-    norm_region: NormRegion = param(NormRegion.ACROSS_CHANNELS)
+    alpha: float = param(1.0, doc="factor of the window's mean square")
+    beta: float = param(0.75, doc="the exponent")
+    norm_region: NormRegion = param(NormRegion.ACROSS_CHANNELS, doc="where the window lies")
     k: float = param(1.0, doc="ignored (1) within a channel")
     engine: Engine = param(Engine.DEFAULT, doc="accepted, has no effect")
 

@@ -73,7 +73,7 @@ class SwishParams:
 class ThresholdParams:
     """``threshold_param``."""
 
-    threshold: float = param(0.0, infinite=True)
+    threshold: float = param(0.0, infinite=True, doc="what is larger becomes 1")
 
 
 BOTTOMS = (Bottom("bottom"),)

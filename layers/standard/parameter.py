@@ -21,7 +21,7 @@ from .._engine.samples import Sample
 class Params:
     """``parameter_param``."""
 
-    shape: BlobShape = param(BlobShape())
+    shape: BlobShape = param(BlobShape(), doc="of the blob")
 
 
 def infer(params: Params) -> tuple[Shape, ...]:

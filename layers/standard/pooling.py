@@ -48,19 +48,19 @@ class RoundMode(Enum):
 class Params:
     """``pooling_param``. Sizes are pixels; each is given once for both axes, or as its _h and _w."""
 
-    pool: PoolMethod = param(PoolMethod.MAX)
+    pool: PoolMethod = param(PoolMethod.MAX, doc="maximum, mean, or one element at random")
     pad: int | None = param(None, low=0, doc="default 0")
-    pad_h: int | None = param(None, low=0)
-    pad_w: int | None = param(None, low=0)
-    kernel_size: int | None = param(None, low=1)
-    kernel_h: int | None = param(None, low=1)
-    kernel_w: int | None = param(None, low=1)
+    pad_h: int | None = param(None, low=0, doc="rows above and below")
+    pad_w: int | None = param(None, low=0, doc="columns beside")
+    kernel_size: int | None = param(None, low=1, doc="both sides of the window")
+    kernel_h: int | None = param(None, low=1, doc="rows")
+    kernel_w: int | None = param(None, low=1, doc="columns")
     stride: int | None = param(None, low=1, doc="default 1")
-    stride_h: int | None = param(None, low=1)
-    stride_w: int | None = param(None, low=1)
+    stride_h: int | None = param(None, low=1, doc="rows")
+    stride_w: int | None = param(None, low=1, doc="columns")
     engine: Engine = param(Engine.DEFAULT, doc="accepted, has no effect")
     global_pooling: bool = param(False, doc="one window, the whole image")
-    round_mode: RoundMode = param(RoundMode.CEIL)
+    round_mode: RoundMode = param(RoundMode.CEIL, doc="of the number of windows")
 
     def __post_init__(self) -> None:
         kernel, pads, strides = self.kernel, self.pads, self.strides

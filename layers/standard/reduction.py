@@ -34,7 +34,7 @@ class ReductionOp(Enum):
 class Params:
     """``reduction_param``."""
 
-    operation: ReductionOp = param(ReductionOp.SUM)
+    operation: ReductionOp = param(ReductionOp.SUM, doc="what is made of the elements")
     axis: int = param(0, doc="the first axis reduced; negative counts from the last")
     coeff: float = param(1.0, doc="factor of the result")
 

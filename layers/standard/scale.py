@@ -44,7 +44,7 @@ class ScaleParams:
     num_axes: int = param(1, doc="axes of a learned blob; -1: all from axis on")
     filler: FillerParams = param(FillerParams(value=1.0), doc="default: constant 1")
     bias_term: bool = param(False, doc="add a learned bias")
-    bias_filler: FillerParams = param(FillerParams())
+    bias_filler: FillerParams = param(FillerParams(), doc="of the biases")
 
 
 def blob_shape(params: BiasParams | ScaleParams, *bottoms: Shape) -> Shape:

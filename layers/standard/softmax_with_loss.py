@@ -43,7 +43,9 @@ class Params:
 
     engine: Engine = param(Engine.DEFAULT, doc="accepted, has no effect")
     axis: int = param(1, doc="of the classes; negative counts from the last")
-    loss_param: LossParams = param(LossParams())
+    loss_param: LossParams = param(
+        LossParams(), doc="which labels count, and what the sum is divided by"
+    )
 
 
 BOTTOMS = (Bottom("scores", "[..., C, ...]"), Bottom("label", "[N, ...]", Role.LABEL, refused=True))

@@ -27,7 +27,7 @@ class Params:
     """``spp_param``."""
 
     pyramid_height: int = param(low=1, high=16, doc="levels; more need images of over 2^31 pixels")
-    pool: PoolMethod = param(PoolMethod.MAX)
+    pool: PoolMethod = param(PoolMethod.MAX, doc="maximum, mean, or one element at random")
     engine: Engine = param(Engine.DEFAULT, doc="accepted, has no effect")
 
 

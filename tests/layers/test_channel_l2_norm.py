@@ -23,15 +23,15 @@ class TestChannelL2Norm(LayerSuite):
     def oracle(self, params, bottom):
         top = np.empty_like(bottom)
         for n in range(bottom.shape[0]):
-            for place in np.ndindex(bottom.shape[2:]):
-                x = bottom[(n, slice(None), *place)]
+            for at in np.ndindex(bottom.shape[2:]):
+                x = bottom[(n, slice(None), *at)]
                 square = sum(value**2 for value in x)
                 length = {
                     NONE: math.sqrt(square),
                     SQRT: math.sqrt(square + params.eps),
                     MAX: max(math.sqrt(square), params.eps),
                 }[params.eps_mode]
-                top[(n, slice(None), *place)] = x / length
+                top[(n, slice(None), *at)] = x / length
         return (top,)
 
 

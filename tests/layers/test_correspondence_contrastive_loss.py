@@ -162,7 +162,7 @@ def test_distance_zero(form, grad):
 
 
 @pytest.mark.parametrize("pairs", [-torch.ones(2, 6, 5), torch.zeros(2, 0, 5)], ids=["ignored", "none"])
-def test_no_valid_pair(pairs):
+def test_no_pair_that_counts(pairs):
     maps = [torch.randn(2, 3, 4, 5, requires_grad=True) for _ in range(2)]
     tops = CorrespondenceContrastiveLoss()(*maps, pairs)
     assert [top.item() for top in tops] == [0, 0, 0, 0, 0]

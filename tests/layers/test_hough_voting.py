@@ -6,19 +6,17 @@ import pytest
 import torch
 from cortado.layers._engine import cuda
 from cortado.layers._engine.dispatch import impl
+from cortado.layers._offset_bins import bins, frames
 from cortado.layers.hough_voting import (
     Gradient,
-    Grid,
     HoughVoting,
     Output,
     Params,
     Rule,
     backward,
     backward_cuda,
-    bins,
     forward,
     forward_cuda,
-    frames,
     hough_voting,
 )
 from cuda_host import needs_compiler, on_host
@@ -251,20 +249,19 @@ def test_published_gradient_of_scores_weighs_by_them():
 def bin_index(r, s, size=(100, 100), **options):
     """(scale, x, y), each from -1, the bins of one match."""
     params = Params(**{**PLAIN, **options})
-    grid = Grid.of(params, *size)
+    grid = params.grid(*size)
     tables = [torch.tensor([box], dtype=torch.float64) for box in (r, s)]
-    left, right = frames(*tables, size, size, grid, params)
-    limit = params.max_aspect_ratio if params.released else math.inf
-    found = int(bins(left, right, grid, limit))
+    left, right = frames(*tables, size, size, grid, params.scale_range)
+    found = int(bins(left, right, grid, params.aspect_limit))
     return tuple(int(i) - 1 for i in np.unravel_index(found, grid.shape))
 
 
 def test_the_number_of_bins():
-    assert Grid.of(Params(), 375, 500) == (40, 21, 15)  # cells of 9.68 pixels
-    assert Grid.of(Params(), 60, 80) == (40, 6, 5)  # of 5, the least; 4.8 is rounded up
-    assert Grid.of(Params(), 1, 1) == (40, 1, 1)
+    assert Params().grid(375, 500) == (40, 21, 15)  # cells of 9.68 pixels
+    assert Params().grid(60, 80) == (40, 6, 5)  # of 5, the least; 4.8 is rounded up
+    assert Params().grid(1, 1) == (40, 1, 1)
     with pytest.raises(ValueError) as caught:
-        Grid.of(Params(cells=1e12, least_cell=1e-4), 4000, 4000)
+        Params(cells=1e12, least_cell=1e-4).grid(4000, 4000)
     assert str(caught.value) == "40 x 200000 x 200000 bins are more than 31 bits can count"
 
 
@@ -316,9 +313,9 @@ def test_bins_lie_in_the_table_whatever_the_rois_hold():
     rng = np.random.default_rng(0)
     values = (math.nan, math.inf, -math.inf, 1e300, -1e300, 1e-300, -1e-300, 1e30, 0, 1, 50)
     params = Params()
-    grid = Grid.of(params, 50, 60)
+    grid = params.grid(50, 60)
     rois = [torch.from_numpy(rng.choice(values, (400, 5))) for _ in range(2)]
-    tables = frames(*rois, (50, 60), (50, 60), grid, params)
+    tables = frames(*rois, (50, 60), (50, 60), grid, params.scale_range)
     for limit in (2.0, math.inf):
         found = bins(*tables, grid, limit)
         assert found.min() >= 0

@@ -5,7 +5,7 @@ import cuda_host
 import numpy as np
 import pytest
 import torch
-from cortado.layers import knn as module
+from cortado.layers import _nearest as module
 from cortado.layers._engine.checks import BlobError
 from cortado.layers.knn import KNN, Params, knn, there_and_back
 from suite import LayerSuite

@@ -17,12 +17,12 @@ class TestRegionHingeLoss(LayerSuite):
 
     def oracle(self, params, scores, label):
         positive = negative = count = 0.0
-        for place in np.ndindex(scores.shape):
-            if label[place] == 1:
+        for at in np.ndindex(scores.shape):
+            if label[at] == 1:
                 count += 1
-                positive += max(0, params.margin - scores[place])
-            elif label[place] == 0:
-                negative += max(0, params.margin + scores[place])
+                positive += max(0, params.margin - scores[at])
+            elif label[at] == 0:
+                negative += max(0, params.margin + scores[at])
         share = 1 / (2 * count) if count else 0
         tops = (positive + negative) * share, positive * share, negative * share
         return tuple(np.array(top) for top in tops)

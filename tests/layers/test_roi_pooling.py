@@ -3,9 +3,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from cortado.layers import _roi_bins
 from cortado.layers import roi_pooling as module
 from cortado.layers._engine import definition
-from cortado.layers.roi_pooling import Edges, Params, ROIPooling, bins, roi_pooling
+from cortado.layers.roi_pooling import Edges, Params, ROIPooling, roi_pooling
 from cuda_host import needs_compiler, on_host
 from suite import LayerSuite, close
 
@@ -85,7 +86,7 @@ RAMP = torch.arange(20, dtype=torch.float64).view(1, 1, 4, 5)  # cell (x, y) hol
 
 def test_corners_are_rounded_halves_away_from_zero():
     values = [-2.5, -1.5, -0.5, -0.49999999999999994, 0.49999999999999994, 0.5, 1.5, 2.5, -7, 3.4]
-    found = module._round(torch.tensor(values, dtype=torch.float64))
+    found = _roi_bins.rounded(torch.tensor(values, dtype=torch.float64))
     assert found.tolist() == [-3, -2, -1, 0, 0, 1, 2, 3, -7, 3]
     # at 1/2 cell a pixel: x2 = 1 -> 0.5 -> 1, x2 = 3 -> 1.5 -> 2; -1 -> -0.5 -> -1 lies outside
     found = roi_pooling(RAMP, box((0, 0, 1, 1), (0, 0, 3, 0), (-1, 0, -1, 0)), 1, 1, 0.5)
@@ -163,8 +164,9 @@ def test_with_and_without_argmax_agree():
 def test_many_channels_are_pooled_in_slabs(monkeypatch):
     data, rois = ROIPooling.samples("small", np.random.default_rng(4))[0].bottoms
     wanted = roi_pooling(data, rois, 2, 3, 0.25)
-    monkeypatch.setattr(module, "TABLE", 1)
-    monkeypatch.setattr(module, "CHUNK", 1)
+    monkeypatch.setattr(_roi_bins, "TABLE", 1)
+    for file in (_roi_bins, module):
+        monkeypatch.setattr(file, "CHUNK", 1)
     data.requires_grad_()
     found = roi_pooling(data, rois, 2, 3, 0.25)
     assert torch.equal(found, wanted)
@@ -179,7 +181,7 @@ WILD = (math.nan, math.inf, -math.inf, 1e38, -1e38, -1, 99)
 def test_bins_lie_in_the_map_whatever_the_rois_hold(edges):
     rng = np.random.default_rng(0)
     rois = torch.from_numpy(rng.choice((*WILD, 0, 1, 5), (500, 5)))
-    at = bins(rois, (2, 3, 6, 7), Params(3, 4, 1.0, edges))
+    at = _roi_bins.bins(rois, (2, 3, 6, 7), (3, 4), 1.0, edges is Edges.exact)
     assert at.image.min() >= 0
     assert at.image.max() <= 1
     for lower, upper, size in ((at.top, at.bottom, 6), (at.left, at.right, 7)):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from cortado.layers._data.images import read_image
-from cortado.layers.regularized_hough_matching import Params, displacement_sums, offset_bins
+from cortado.layers._displacements import bins_of_displacements, displacement_sums
+from cortado.layers.regularized_hough_matching import Params
 from cortado.nets.matching import Matcher
 from cortado.nets.net import Net
 from shared import SHARED
@@ -81,7 +82,8 @@ class TestReleased:
         """Of each sample the bin, to the number; and what they hold before smoothing."""
         similarity = pair.blob("similarity")
         part = pair.part(similarity)
-        (down, rows), (across, columns) = offset_bins(CELLS, part, *pair.sizes)
+        found = bins_of_displacements(part, *pair.sizes, CELLS.cells, CELLS.jump)
+        (down, rows), (across, columns) = found
         assert [columns, rows] == pair.given["nbins"].tolist()
         counts = [x.stop - x.start for x in part]
         r, c = np.divmod(pair.given["samp_i"], counts[1])
