@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ class Case:
             given.append(_misaligned(bottom) if self.misaligned else bottom.clone())
         return given
 
-    def results(self) -> list[Tensor]:
+    def results(self, compiled: bool = False) -> list[Tensor]:
         """Tops, then the gradients of the differentiable bottoms and of the layer's own blobs."""
         leaves = [
             b.requires_grad_(i in self.sample.differentiable) for i, b in enumerate(self.bottoms())
@@ -71,7 +72,11 @@ class Case:
         shapes = tuple(tuple(leaf.shape) for leaf in leaves)
         layer = self.entry.layer(self.sample.params, shapes, torch.Generator().manual_seed(SEED))
         layer.to(self.device, self.dtype)
-        tops = layer(*leaves)
+        run: Any = layer
+        if compiled:
+            torch._dynamo.reset()
+            run = torch.compile(layer, fullgraph=True, backend="aot_eager")
+        tops = run(*leaves)
         tops = tops if isinstance(tops, tuple) else (tops,)
         wanted = [leaf for leaf in leaves if leaf.requires_grad] + layer.blobs
         chosen = [tops[i] for i in self.sample.tops]

@@ -54,6 +54,22 @@ def test_odd_tensors(entry):
     check(cuda_proof.empty(case), "ascending", None)
 
 
+# Dynamo makes an instance of a Function, for its context
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@cuda_host.needs_compiler
+@layers
+def test_compiled(entry):
+    """A whole graph runs the kernels, forward and backward, for the same bits."""
+    case = next(case for case in cuda_proof.cases(entry, [torch.float32]) if _has_kernel(case))
+    with cuda_host.on_host() as host:
+        wanted = case.results()
+        eager = len(host.plans)
+        found = case.results(compiled=True)
+    assert [plan.kernel for plan in host.plans[:eager]] == [plan.kernel for plan in host.plans[eager:]]
+    for a, b in zip(found, wanted, strict=True):
+        assert torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
 @layers
 def test_plans_at_paper_size(entry):
     """Forward and backward are planned, and fit CUDA's limits; nothing is computed."""

@@ -267,3 +267,27 @@ def test_a_forced_path_that_is_not_there():
             run(Params(), torch.zeros(1))
         with impl("torch"):
             run(Params(), torch.zeros(1))
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize(("traced", "operators"), [(True, []), (False, ["toy_graph"])])
+def test_a_traced_layer_leaves_no_operator_in_the_graph(traced, operators):
+    """The one that looked at its shapes is gone; one that stands for its layer stays."""
+    from torch._dynamo.backends.common import aot_autograd
+
+    seen = []
+
+    def compiler(graph, inputs):
+        names = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+        seen.extend(name.split(".")[1] for name in names if name.startswith("cortado."))
+        return graph.forward
+
+    def backward(params, product_gradient, sum_gradient, b):
+        return params.factor * b * product_gradient + sum_gradient, None
+
+    definition, _ = toy("toy_graph", traced=traced, backward=backward)
+    torch._dynamo.reset()
+    run = torch.compile(definition, fullgraph=True, backend=aot_autograd(fw_compiler=compiler))
+    product, _ = run(Params(), torch.ones(2, requires_grad=True), torch.ones(2))
+    assert product.tolist() == [2, 2]
+    assert seen == operators
