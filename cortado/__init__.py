@@ -25,6 +25,7 @@ _NAMES = {
     "register": "layers._engine.registry",
     "Layer": "layers._engine.layer",
     "Definition": "layers._engine.definition",
+    "define": "layers._engine.definition",
     "Bottom": "layers._engine.declared",
     "Top": "layers._engine.declared",
     "Role": "layers._engine.declared",

@@ -5,13 +5,13 @@
 #define KEEP 8
 
 // Where a thread works in one image: its lane's location, and from which channel in which steps.
-struct Place {
+struct Location {
     long long first;  // offset of the location's channel 0
     long long at;     // index among all images' locations
     bool inside;      // locations may end within the block
 };
 
-__device__ inline Place place(long long tile, int channels, long long locations, int lanes) {
+__device__ inline Location location_of(long long tile, int channels, long long locations, int lanes) {
     const long long tiles = (locations + lanes - 1) / lanes;
     const long long image = tile / tiles, location = tile % tiles * lanes + threadIdx.x % lanes;
     return {image * channels * locations + location, image * locations + location, location < locations};
@@ -23,7 +23,7 @@ extern "C" __global__ void __launch_bounds__(512, 2) channel_l2_norm_forward(
     int channels, long long locations, int lanes, acc_t added, acc_t least) {
     __shared__ acc_t scratch[512];
     const int group = threadIdx.x / lanes, groups = blockDim.x / lanes;
-    const Place here = place(blockIdx.x, channels, locations, lanes);
+    const Location here = location_of(blockIdx.x, channels, locations, lanes);
     const scalar_t* from = x + here.first;
     const int end = here.inside ? channels : 0;
     acc_t kept[KEEP], square = 0;
@@ -59,7 +59,7 @@ extern "C" __global__ void __launch_bounds__(512, 2) channel_l2_norm_backward(
     int channels, long long locations, int lanes, acc_t least) {
     __shared__ acc_t scratch[512];
     const int group = threadIdx.x / lanes, groups = blockDim.x / lanes;
-    const Place here = place(blockIdx.x, channels, locations, lanes);
+    const Location here = location_of(blockIdx.x, channels, locations, lanes);
     const scalar_t *from = x + here.first, *given = top_gradient + here.first;
     const int end = here.inside ? channels : 0;
     acc_t kept[KEEP], g[KEEP], along = 0;

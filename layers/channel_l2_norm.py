@@ -27,21 +27,23 @@ import enum
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ._engine import cuda
 from ._engine.checks import BlobError, Shape
 from ._engine.declared import Bottom, Top
-from ._engine.definition import Definition, Spec
+from ._engine.definition import Spec, define
 from ._engine.layer import Layer
 from ._engine.params import param
 from ._engine.registry import register
 from ._engine.samples import Sample
 from ._engine.wide import wide, wide_dtype
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class EpsilonMode(enum.Enum):
@@ -54,8 +56,8 @@ class EpsilonMode(enum.Enum):
 
 @dataclass(frozen=True)
 class Params:
-    eps: float = param(1e-12, low=0, doc="SCNet: 1e-10 with SQRT; without meaning for NONE")
-    eps_mode: EpsilonMode = param(EpsilonMode.MAX, doc="where eps enters")
+    eps: float = param(1e-12, low=0, doc="the least length (MAX), or added to its square (SQRT)")
+    eps_mode: EpsilonMode = param(EpsilonMode.MAX, doc="how eps enters the denominator")
 
 
 BOTTOMS = (Bottom("bottom", "[N, C, ...]"),)
@@ -111,8 +113,7 @@ def forward_cuda(params: Params, bottom: Tensor) -> tuple[Tensor, Tensor]:
         y=top,
         denominator=denominator,
         added=params.eps if params.eps_mode is EpsilonMode.SQRT else 0,
-        least=params.eps if params.eps_mode is EpsilonMode.MAX else -1,
-        **_launch(x),
+        **_launch(params, x),
     )
     return top, denominator
 
@@ -126,43 +127,30 @@ def backward_cuda(params: Params, top_gradient: Tensor, bottom: Tensor, denomina
         x=x,
         denominator=denominator,
         gradient=gradient,
-        least=params.eps if params.eps_mode is EpsilonMode.MAX else -1,
-        **_launch(x),
+        **_launch(params, x),
     )
     return gradient
 
 
-def _launch(x: Tensor) -> dict[str, int]:
-    """As many lanes as let the channels fit in registers, but whole sectors of memory."""
+def _launch(params: Params, x: Tensor) -> dict[str, float]:
+    """What both kernels are given: as many lanes as let the channels fit in registers, but no fewer
+    than read whole sectors of memory."""
     images, channels, locations = x.shape[0], x.shape[1], math.prod(x.shape[2:])
     threads = cuda.threads(512)
     lanes = min(threads, 1 << max(locations - 1, 0).bit_length())
     while lanes > 8 and channels * lanes > KEPT * threads:
         lanes //= 2
-    grid = images * -(-locations // lanes)
     return {
-        "grid": grid,
+        "grid": images * -(-locations // lanes),
         "block": threads,
         "channels": channels,
         "locations": locations,
         "lanes": lanes,
+        "least": params.eps if params.eps_mode is EpsilonMode.MAX else -1,
     }
 
 
-definition = Definition(
-    "channel_l2_norm",
-    Params,
-    BOTTOMS,
-    TOPS,
-    kept=("denominator",),
-    infer=infer,
-    meta=meta,
-    forward=forward,
-    backward=backward,
-    forward_cuda=forward_cuda,
-    backward_cuda=backward_cuda,
-    traced=True,
-)
+definition = define(__name__, kept=("denominator",), traced=True)
 
 
 def channel_l2_norm(
@@ -184,22 +172,6 @@ class ChannelL2Norm(Layer):
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:
-        def sample(name: str, shape: Shape, *options: Any, scale: float = 1.0) -> Sample:
-            x = scale * rng.standard_normal(shape)
-            return Sample(Params(*options), (torch.from_numpy(x),), name=name)
+        from ._samples import channel_l2_norm as own
 
-        if size == "paper":
-            return [sample("features of KITTI", (2, 128, 95, 311))]
-        if size == "large":
-            return [sample("many channels", (8, 1024, 95, 311))]
-        shape = (2, 3, 4, 5)
-        return [
-            sample("max", shape),
-            sample("max, mostly below eps", shape, 3.0, EpsilonMode.MAX),
-            sample("sqrt", shape, 0.1, EpsilonMode.SQRT),
-            sample("SCNet", (7, 6, 1, 1), 1e-10, EpsilonMode.SQRT),
-            sample("none", (2, 3, 5), 0.0, EpsilonMode.NONE, scale=100.0),
-            sample("vectors", (4, 3)),
-            sample("many channels", (1, 70, 3, 3)),
-            sample("one channel, 3-D", (1, 1, 2, 2, 2), 0.5, EpsilonMode.SQRT),
-        ]
+        return own.samples(size, rng)

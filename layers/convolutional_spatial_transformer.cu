@@ -59,14 +59,14 @@ __device__ inline Point point(
 }
 
 // The cells around a point, -1 for one outside of the map, and the right and the lower ones' shares
-struct alignas(8) Corners {
+struct alignas(8) Neighbours {
     int at[4];  // upper left, upper right, lower left, lower right
     acc_t right, lower;
 };
 
-__device__ inline Corners corners(Point point, int height, int width) {
+__device__ inline Neighbours neighbours(Point point, int height, int width) {
     const acc_t left = floor(point.x), upper = floor(point.y);
-    Corners found;
+    Neighbours found;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         const acc_t x = left + i % 2, y = upper + i / 2;
@@ -117,15 +117,15 @@ extern "C" __global__ void __launch_bounds__(256) transformer_turn(
 
 extern "C" __global__ void __launch_bounds__(256) transformer_forward(
     const scalar_t* __restrict__ u, const scalar_t* __restrict__ theta, scalar_t* __restrict__ top,
-    int channels, int row, int height, int width, int size, int k, int parts, acc_t one) {
-    __shared__ Corners around[TILE];
+    int channels, int row, int height, int width, int size, int kernel_size, int parts, acc_t one) {
+    __shared__ Neighbours around[TILE];
     __shared__ acc_t value[CHUNK * (TILE + 1)];
     const Part here = part(size);
     const long long cells = (long long)height * width;
     for (int q = threadIdx.x; q < TILE; q += blockDim.x) {
         const scalar_t* own = theta + here.image * parts * cells;
         const int p = min(here.start + q, size - 1);
-        around[q] = corners(point(own, p, height, width, k, parts, one), height, width);
+        around[q] = neighbours(point(own, p, height, width, kernel_size, parts, one), height, width);
     }
     __syncthreads();
     const scalar_t* rows = u + here.image * cells * row + here.chunk;
@@ -133,7 +133,7 @@ extern "C" __global__ void __launch_bounds__(256) transformer_forward(
     for (int i = threadIdx.x; i < TILE * LANES; i += blockDim.x) {
         const int q = i / LANES, c = i % LANES * VECTOR;
         if (here.chunk + c >= row) continue;
-        const Corners at = around[q];
+        const Neighbours at = around[q];
         const acc_t right = at.right, lower = at.lower, left = 1 - right, upper = 1 - lower;
         const acc_t share[4] = {left * upper, right * upper, left * lower, right * lower};
         acc_t sum[VECTOR] = {};
@@ -159,12 +159,13 @@ extern "C" __global__ void __launch_bounds__(256) transformer_forward(
 // in both directions, image after image. `nowhere` for a point that reads none.
 extern "C" __global__ void __launch_bounds__(256) transformer_points(
     const scalar_t* __restrict__ theta, acc_t* __restrict__ points, int* __restrict__ key,
-    long long count, int height, int width, int size, int k, int parts, acc_t one, int nowhere) {
+    long long count, int height, int width, int size, int kernel_size, int parts, acc_t one,
+    int nowhere) {
     Point* to = reinterpret_cast<Point*>(points);
     GRID_STRIDE(i, count) {
         const int image = int(i / size);
         const scalar_t* own = theta + (long long)image * parts * height * width;
-        const Point here = point(own, int(i % size), height, width, k, parts, one);
+        const Point here = point(own, int(i % size), height, width, kernel_size, parts, one);
         const acc_t x = floor(here.x) + 1, y = floor(here.y) + 1;
         const bool inside = x >= 0 && x <= width && y >= 0 && y <= height;  // not if NaN
         to[i] = here;
@@ -216,7 +217,7 @@ extern "C" __global__ void __launch_bounds__(512) transformer_backward_u(
 extern "C" __global__ void __launch_bounds__(256) transformer_backward_theta(
     const scalar_t* __restrict__ given, const scalar_t* __restrict__ u,
     const scalar_t* __restrict__ theta, acc_t* __restrict__ gradient, long long locations, int first,
-    int row, int u_row, int height, int width, int k, int parts, acc_t one) {
+    int row, int u_row, int height, int width, int kernel_size, int parts, acc_t one) {
     const int groups = blockDim.x / LANES, c = threadIdx.x % LANES * VECTOR;
     const long long at = (long long)blockIdx.x * groups + threadIdx.x / LANES;
     const int cells = height * width;
@@ -226,12 +227,13 @@ extern "C" __global__ void __launch_bounds__(256) transformer_backward_theta(
         const int i = int(at % cells) / width, j = int(at % cells) % width;
         const scalar_t* rows = u + image * cells * u_row + first + c;
         const Transform t = transform(theta + image * parts * cells, i, j, height, width, parts, one);
-        for (int tap_y = 0; tap_y < k; ++tap_y) {
-            for (int tap_x = 0; tap_x < k; ++tap_x) {
-                const acc_t dx = tap(tap_x, k), dy = tap(tap_y, k);
-                const Corners around = corners(point(t, dx, dy), height, width);
-                const long long line = (image * height + i) * k + tap_y;
-                const Channels g = load<VECTOR>(given + ((line * width + j) * k + tap_x) * row + c);
+        for (int tap_y = 0; tap_y < kernel_size; ++tap_y) {
+            for (int tap_x = 0; tap_x < kernel_size; ++tap_x) {
+                const acc_t dx = tap(tap_x, kernel_size), dy = tap(tap_y, kernel_size);
+                const Neighbours around = neighbours(point(t, dx, dy), height, width);
+                const long long line = (image * height + i) * kernel_size + tap_y;
+                const long long p = (line * width + j) * kernel_size + tap_x;
+                const Channels g = load<VECTOR>(given + p * row + c);
                 Channels pack[4];
 #pragma unroll
                 for (int n = 0; n < 4; ++n) pack[n] = cell(rows, around.at[n], u_row);

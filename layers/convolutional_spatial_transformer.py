@@ -32,22 +32,24 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ._engine import cuda
 from ._engine.checks import BlobError, Shape, expect_axes
 from ._engine.declared import Bottom, Top
-from ._engine.definition import Definition, Spec
+from ._engine.definition import Spec, define
 from ._engine.layer import Layer
 from ._engine.params import param
 from ._engine.reach import Reach
 from ._engine.registry import register
 from ._engine.samples import Sample
 from ._engine.wide import wide
+
+if TYPE_CHECKING:
+    import numpy as np
 
 BILINEAR, ZEROS, ALIGN_CORNERS = 0, 0, False  # as aten.grid_sampler_2d numbers them
 
@@ -68,8 +70,8 @@ class ThetaMode(enum.Enum):
 @dataclass(frozen=True)
 class Params:
     kernel_size: int = param(3, low=1, unit="cells", doc="side of the patch of one location")
-    theta_mode: ThetaMode = param(ThetaMode.RELATIVE, doc="RELATIVE: the identity is added")
-    type: Transform = param(Transform.AFFINE)
+    theta_mode: ThetaMode = param(ThetaMode.RELATIVE, doc="RELATIVE: the identity is added to theta")
+    type: Transform = param(Transform.AFFINE, doc="the family of transforms")
 
 
 BOTTOMS = (Bottom("u", "[N, C, H, W]"), Bottom("theta", "[N, 4, H, W] or [N, 6, H, W]"))
@@ -93,11 +95,38 @@ def meta(params: Params, u: Tensor, theta: Tensor) -> Sequence[Spec]:
     return (((n, channels, k * height, k * width), u.dtype),)
 
 
+def sampling_points(theta: Tensor, params: Params) -> Tensor:
+    """The points (x, y) read for each element of the top, ``[N, k H, k W, 2]``.
+
+    As grid_sampler_2d counts them: -1 and 1 are the outer edges of the first and the last cell.
+    """
+    (n, channels, height, width), k = theta.shape, params.kernel_size
+    one = 1 if params.theta_mode is ThetaMode.RELATIVE else 0
+    t = theta.view(n, channels, height, 1, width, 1).unbind(1)
+    t1, t2, t3, t4, t5, t6 = t if channels == 6 else (t[0], t[1], 0, t[2], t[3], 0)
+    d = _offsets(theta, k)
+    dx, dy = d, d[:, None, None]
+    j = torch.arange(width, dtype=theta.dtype, device=theta.device)[:, None]
+    i = torch.arange(height, dtype=theta.dtype, device=theta.device)[:, None, None, None]
+    along_x, x = (t1 + one) * dx, t2 * dy + (j + t3)
+    along_y, y = t4 * dx, (t5 + one) * dy + (i + t6)
+    points = theta.new_empty(n, height, k, width, k, 2)
+    for axis, (along, at, size) in enumerate(((along_x, x, width), (along_y, y, height))):
+        rest = at.mul_(2 / size).add_(1 / size - 1)
+        torch.add(along.mul_(2 / size), rest, out=points[..., axis])
+    return points.view(n, k * height, k * width, 2)
+
+
+def _offsets(like: Tensor, k: int) -> Tensor:
+    """dx of each column, dy of each row of a patch."""
+    return torch.arange(k, dtype=like.dtype, device=like.device) - (k - 1) / 2
+
+
 def forward(params: Params, u: Tensor, theta: Tensor) -> tuple[Tensor]:
     (n, channels, height, width), k = u.shape, params.kernel_size
     if not u.numel():
         return (u.new_empty(n, channels, k * height, k * width),)
-    split, points = _split(wide(u), _points(wide(theta), params))
+    split, points = _split(wide(u), sampling_points(wide(theta), params))
     top = torch.ops.aten.grid_sampler_2d(split, points, BILINEAR, ZEROS, ALIGN_CORNERS)
     return (top.view(n, channels, k * height, k * width).to(u.dtype),)
 
@@ -108,7 +137,7 @@ def backward(
     (n, _, height, width), k = u.shape, params.kernel_size
     if not u.numel():
         return torch.zeros_like(u), torch.zeros_like(theta)
-    split, points = _split(wide(u), _points(wide(theta), params))
+    split, points = _split(wide(u), sampling_points(wide(theta), params))
     given = wide(top_gradient).reshape(*split.shape[:2], k * height, k * width)
     u_gradient, points_gradient = torch.ops.aten.grid_sampler_2d_backward(
         given, split, points, BILINEAR, ZEROS, ALIGN_CORNERS, (wanted[0], True)
@@ -116,43 +145,16 @@ def backward(
     u_gradient = u_gradient.view(u.shape).to(u.dtype) if wanted[0] else None
     if not wanted[1]:
         return u_gradient, None
-    d = _taps(points, k)
+    d = _offsets(points, k)
     first = torch.stack((d, torch.ones_like(d)), dim=1)  # dx and 1, or dy and 1
-    by_column = first.new_zeros(k, 2, 4)  # sums over a row of a patch: dx x, x, dx y, y
+    by_column = first.new_zeros(k, 2, 4)  # to dx gx, gx, dx gy, gy, with g the points' gradient
     by_column[:, 0, :2], by_column[:, 1, 2:] = first * (2 / width), first * (2 / height)
     rows = points_gradient.view(n, -1, height, k, width, 2 * k) @ by_column.view(2 * k, 4)
-    sums = torch.einsum("ngiajs,ar->rsnij", rows, first)
-    parts = [sums[1, 0], sums[0, 1], sums[1, 1], sums[1, 2], sums[0, 3], sums[1, 3]]
+    sums = torch.einsum("ngiajs,ar->rsnij", rows, first)  # over patches, of these times dy or 1
+    parts = [sums[1, 0], sums[0, 1], sums[1, 1], sums[1, 2], sums[0, 3], sums[1, 3]]  # t1 to t6
     if theta.shape[1] == 4:
         del parts[5], parts[2]
     return u_gradient, torch.stack(parts, dim=1).to(theta.dtype)
-
-
-def _taps(like: Tensor, k: int) -> Tensor:
-    """dx of each column, dy of each row of a patch."""
-    return torch.arange(k, dtype=like.dtype, device=like.device) - (k - 1) / 2
-
-
-def _points(theta: Tensor, params: Params) -> Tensor:
-    """The points (x, y) read for each element of the top, ``[N, k H, k W, 2]``.
-
-    As grid_sampler_2d counts them: -1 and 1 are the outer edges of the first and the last cell.
-    """
-    (n, channels, height, width), k = theta.shape, params.kernel_size
-    one = 1 if params.theta_mode is ThetaMode.RELATIVE else 0
-    t = theta.view(n, channels, height, 1, width, 1).unbind(1)
-    t1, t2, t3, t4, t5, t6 = t if channels == 6 else (t[0], t[1], 0, t[2], t[3], 0)
-    d = _taps(theta, k)
-    dx, dy = d, d[:, None, None]
-    j = torch.arange(width, dtype=theta.dtype, device=theta.device)[:, None]
-    i = torch.arange(height, dtype=theta.dtype, device=theta.device)[:, None, None, None]
-    along_x, x = (t1 + one) * dx, t2 * dy + (j + t3)
-    along_y, y = t4 * dx, (t5 + one) * dy + (i + t6)
-    points = theta.new_empty(n, height, k, width, k, 2)
-    for axis, (along, at, size) in enumerate(((along_x, x, width), (along_y, y, height))):
-        edge = at.mul_(2 / size).add_(1 / size - 1)
-        torch.add(along.mul_(2 / size), edge, out=points[..., axis])
-    return points.view(n, k * height, k * width, 2)
 
 
 def _split(u: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,6 +177,7 @@ def forward_cuda(params: Params, u: Tensor, theta: Tensor) -> tuple[Tensor]:
     rows = _rows(u.contiguous())
     kernels.launch(
         "transformer_forward",
+        params,
         grid=(n * _blocks(size, TILE), _blocks(channels, CHUNK)),
         block=cuda.threads(256),
         u=rows,
@@ -200,7 +203,7 @@ def backward_cuda(
         theta_gradient = theta.new_zeros(theta.shape, dtype=cuda.accumulator_dtype(u.dtype))
     if not u.numel():
         return u_gradient, None if theta_gradient is None else theta_gradient.to(theta.dtype)
-    readers = _readers(theta, transforms) if wanted[0] else {}
+    readers = _readers(theta, params, transforms) if wanted[0] else {}
     rows = _rows(u.contiguous()) if wanted[1] else None
     for first in range(0, channels, CHUNK):
         given = _rows(top_gradient, first, CHUNK)
@@ -211,9 +214,7 @@ def backward_cuda(
                 grid=n * _blocks(cells, TILE),
                 block=cuda.threads(512),
                 gradient=u_gradient,
-                channels=channels,
-                height=height,
-                width=width,
+                **cuda.sizes("_ channels height width", u),
                 **common,
                 **readers,
             )
@@ -222,6 +223,7 @@ def backward_cuda(
             lanes = CHUNK // _vector(u)
             kernels.launch(
                 "transformer_backward_theta",
+                params,
                 grid=_blocks(n * cells, threads // lanes),
                 block=threads,
                 u=rows,
@@ -235,14 +237,11 @@ def backward_cuda(
 
 
 def _transforms(theta: Tensor, params: Params) -> dict[str, Any]:
-    """The arguments that every kernel takes which finds points."""
+    """What every kernel that finds points is given, beside the layer's parameters."""
     return {
         "theta": theta.contiguous(),
-        "height": theta.shape[2],
-        "width": theta.shape[3],
-        "k": params.kernel_size,
-        "parts": theta.shape[1],
         "one": 1 if params.theta_mode is ThetaMode.RELATIVE else 0,
+        **cuda.sizes("_ parts height width", theta),
     }
 
 
@@ -266,18 +265,17 @@ def _rows(x: Tensor, first: int = 0, count: int | None = None) -> Tensor:
     return rows
 
 
-def _readers(theta: Tensor, transforms: dict[str, Any]) -> dict[str, Tensor]:
+def _readers(theta: Tensor, params: Params, transforms: dict[str, Any]) -> dict[str, Tensor]:
     """Which points read a cell: all, in the order of their cells, and where each cell's begin."""
     n, _, height, width = theta.shape
-    size = transforms["k"] ** 2 * height * width
+    size = params.kernel_size**2 * height * width
     nowhere = n * (height + 1) * (width + 1)
     points = theta.new_empty(n, size, 2, dtype=cuda.accumulator_dtype(theta.dtype))
     key = theta.new_empty(n * size, dtype=torch.int32)
-    threads = cuda.threads(256)
     kernels.launch(
         "transformer_points",
-        grid=cuda.blocks(n * size, threads),
-        block=threads,
+        params,
+        over=n * size,
         points=points,
         key=key,
         count=n * size,
@@ -298,18 +296,7 @@ def _blocks(work: int, per_block: int) -> int:
     return -(-work // per_block)
 
 
-definition = Definition(
-    "convolutional_spatial_transformer",
-    Params,
-    BOTTOMS,
-    TOPS,
-    infer=infer,
-    meta=meta,
-    forward=forward,
-    backward=backward,
-    forward_cuda=forward_cuda,
-    backward_cuda=backward_cuda,
-)
+definition = define(__name__)
 
 
 def convolutional_spatial_transformer(
@@ -350,50 +337,6 @@ class ConvolutionalSpatialTransformer(Layer):
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:
-        def sample(name: str, shape: Shape, channels: int, k: int, mode: str = "RELATIVE") -> Sample:
-            params = Params(k, ThetaMode[mode])
-            theta = _off_the_kinks(params, rng, (shape[0], channels, *shape[2:]))
-            return Sample(
-                params, (torch.from_numpy(rng.standard_normal(shape)), theta), (0, 1), name=name
-            )
+        from ._samples import convolutional_spatial_transformer as own
 
-        if size == "paper":
-            return [
-                sample("3x3 at a quarter of KITTI", (1, 96, 95, 311), 4, 3),
-                sample("5x5 at a quarter of KITTI", (1, 16, 95, 311), 4, 5),
-            ]
-        if size == "large":
-            return [sample("3x3, a batch", (8, 96, 95, 311), 6, 3)]
-        return [
-            sample("3x3", (2, 2, 3, 4), 4, 3),
-            sample("absolute, with translation", (1, 3, 4, 3), 6, 3, "ABSOLUTE"),
-            sample("even", (1, 2, 3, 2), 4, 2),
-            sample("even, with translation", (2, 1, 2, 2), 6, 4),
-            sample("one tap", (1, 1, 5, 13), 6, 1),
-            sample("one cell", (1, 2, 1, 1), 6, 3),
-            sample("one row", (2, 2, 1, 5), 4, 5, "ABSOLUTE"),
-            sample("many channels", (1, 37, 1, 2), 6, 2),
-        ]
-
-
-def _off_the_kinks(params: Params, rng: np.random.Generator, shape: Shape) -> Tensor:
-    """Thetas none of whose points, but an untransformed centre, is within 0.01 cells of a kink."""
-    n, channels, height, width = shape
-    theta = torch.empty(channels, n * height * width, dtype=torch.float64)
-    bad = torch.ones(theta.shape[1], dtype=torch.bool)
-    while count := int(bad.sum()):
-        drawn = torch.from_numpy(rng.uniform(-0.8, 0.8, (channels, count)))
-        theta[:, bad] = drawn
-        bad[bad.clone()] = _near_a_kink(drawn, params)
-    return theta.view(channels, n, height, width).movedim(0, 1).contiguous()
-
-
-def _near_a_kink(theta: Tensor, params: Params) -> Tensor:
-    """Whether each of the thetas ``[4 or 6, L]`` is: cells being alike, they may stand in a row."""
-    k, (channels, length) = params.kernel_size, theta.shape
-    points = _points(theta.view(1, channels, 1, length), params)
-    cells = (points + 1) * torch.tensor((length / 2, 0.5), dtype=theta.dtype) - 0.5
-    near = ((cells - cells.round()).abs() < 0.01).any(-1).view(k, length, k)
-    if channels == 4 and k % 2:
-        near[k // 2, :, k // 2] = False
-    return near.any(2).any(0)
+        return own.samples(size, rng)

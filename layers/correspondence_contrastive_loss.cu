@@ -20,12 +20,13 @@ extern "C" __global__ void __launch_bounds__(256) contrastive_forward(
     const float* __restrict__ narrow, const double* __restrict__ wide,
     acc_t* __restrict__ difference, acc_t* __restrict__ distance, double* __restrict__ sums,
     int* __restrict__ flag, int channels, int points, bool rows, int cells1, int cells2, int height1,
-    int width1, int height2, int width2, double factor, double offset, bool bilinear, bool plain, acc_t margin) {
+    int width1, int height2, int width2, double downsampling_factor, double coordinate_offset,
+    bool bilinear_interpolation, bool plain, acc_t margin) {
     __shared__ Spot spots[2][TILE];
     __shared__ acc_t tile[TILE][TILE + 1];
     __shared__ acc_t square[TILE];
-    const Map map1 = {height1, width1, factor, offset, bilinear};
-    const Map map2 = {height2, width2, factor, offset, bilinear};
+    const Map map1 = {height1, width1, downsampling_factor, coordinate_offset, bilinear_interpolation};
+    const Map map2 = {height2, width2, downsampling_factor, coordinate_offset, bilinear_interpolation};
     const Layout layout1 = {rows, channels, cells1};
     const Layout layout2 = {rows, channels, cells2};
     const Tile at = tile_of(1, points);
@@ -45,8 +46,8 @@ extern "C" __global__ void __launch_bounds__(256) contrastive_forward(
             const int c = rows ? lane : line, p = rows ? line : lane;
             if (channel + c < channels && p < here)
                 tile[c][p] =
-                    value_at(feature1, layout1, at.image, channel + c, spots[0][p], bilinear) -
-                    value_at(feature2, layout2, at.image, channel + c, spots[1][p], bilinear);
+                    value_at(feature1, layout1, at.image, channel + c, spots[0][p], map1.bilinear) -
+                    value_at(feature2, layout2, at.image, channel + c, spots[1][p], map2.bilinear);
         }
         __syncthreads();
         FOR_TILE(i) {  // a warp takes a pair
@@ -65,12 +66,12 @@ extern "C" __global__ void __launch_bounds__(256) contrastive_forward(
         const acc_t squared = square[threadIdx.x], d = sqrt(squared);
         distance[base + threadIdx.x] = d;
         const double s = label_at(narrow, wide, base + threadIdx.x);
-        const bool valid = !(s < 0), match = s == 1, other = s == 0;
-        if (valid != (match || other)) atomicOr(flag, 1);
+        const bool counted = !(s < 0), match = s == 1, other = s == 0;
+        if (counted != (match || other)) atomicOr(flag, 1);
         const acc_t slack = hinge(margin - (plain ? squared : d));
         if (match) found[0] = squared;
         if (other) found[1] = plain ? slack : slack * slack;
-        found[2] = valid;
+        found[2] = counted;
         found[3] = match;
     }
     for (int i = 0; i < SUMS; ++i) {
@@ -111,13 +112,14 @@ extern "C" __global__ void __launch_bounds__(256) contrastive_pulls(
     const acc_t* __restrict__ distance, const acc_t* __restrict__ loss_gradient,
     const acc_t* __restrict__ num_pairs, acc_t* __restrict__ pull, int* __restrict__ keys,
     acc_t* __restrict__ along, acc_t* __restrict__ below, long long total, int height1, int width1,
-    int height2, int width2, double factor, double offset, bool bilinear, bool plain, bool published,
-    acc_t margin) {
+    int height2, int width2, double downsampling_factor, double coordinate_offset,
+    bool bilinear_interpolation, bool plain, bool published, acc_t margin) {
     const long long pair = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (pair >= total) return;
     const acc_t scale = *loss_gradient / fmax(*num_pairs, acc_t(1));
     const Map maps[2] = {
-        {height1, width1, factor, offset, bilinear}, {height2, width2, factor, offset, bilinear}};
+        {height1, width1, downsampling_factor, coordinate_offset, bilinear_interpolation},
+        {height2, width2, downsampling_factor, coordinate_offset, bilinear_interpolation}};
     const double s = label_at(narrow, wide, pair);
     const acc_t d = distance[pair];
     acc_t weight = s == 1;
@@ -152,8 +154,8 @@ extern "C" __global__ void __launch_bounds__(256) contrastive_backward(
     const acc_t* __restrict__ difference, const acc_t* __restrict__ pull,
     const long long* __restrict__ order, const int* __restrict__ start,
     const acc_t* __restrict__ along, const acc_t* __restrict__ below, scalar_t* __restrict__ gradient,
-    int channels, int points, int height, int width, bool bilinear, acc_t sign) {
-    const Map map = {height, width, 1, 0, bilinear};
+    int channels, int points, int height, int width, bool bilinear_interpolation, acc_t sign) {
+    const Map map = {height, width, 1, 0, bilinear_interpolation};
     const Pull value = {difference, pull, sign, channels, points};
     gather(value, true, order, start, along, below, gradient, channels, points, map);
 }

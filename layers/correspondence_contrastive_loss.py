@@ -4,9 +4,9 @@ UCN, Eq. 1, with s = 1 for a true match (as in its equation; its text has it the
 
     L = 1/(2N) sum_i  s_i d_i^2 + (1 - s_i) max(0, margin - d_i)^2,    d_i = |F(x_i) - F'(x'_i)|
 
-Bottoms: the maps ``feature1``, ``feature2`` ``[N, C, H, W]`` (of different sizes if need be), any
-floating type; the pair table ``[N, P, 5]``, rows (x1, y1, x2, y2, s) in image pixels, s = 1 a true
-match, 0 a false one, -1 ignored; and if wanted ``positives`` ``[N, Q, 5]``, another table, as
+Bottoms: the maps ``feature1``, ``feature2`` ``[N, C, H, W]``, whose sizes may differ, any floating
+type; the pair table ``[N, P, 5]``, rows (x1, y1, x2, y2, s) in image pixels, s = 1 a true match, 0 a
+false one, -1 ignored; optionally ``positives`` ``[N, Q, 5]``, another such table, as
 HardNegativeMining gives it, for the last top. N in Eq. 1 is the number of rows with s >= 0 in the
 whole batch. Maps are read as by ExtractFeature.
 
@@ -18,7 +18,7 @@ Backward fills both maps' gradients; F(x_i) gets ``c_i (F(x_i) - F'(x'_i))``, F'
 
     c_i = 1/N for s_i = 1,    -1/N (margin - d_i)/d_i for s_i = 0 and d_i < margin,    else 0
 
-At d = 0 the gradient is 0. Without a valid pair loss and gradients are 0.
+At d = 0 the gradient is 0. Without a row of s >= 0 loss and gradients are 0.
 
 ``form: PLAIN_HINGE``, an option of the released layer, has max(0, margin - d^2) for false matches:
 c_i = -1/N where d_i^2 < margin.
@@ -33,23 +33,26 @@ import enum
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ._engine import cuda, tiles
-from ._engine.checks import BlobError, Shape, deferred, expect_axes, raise_if, value_flag
+from ._engine.checks import BlobError, Shape, expect_axes, raise_if, value_flag
 from ._engine.declared import Bottom, Role, Top, Trait
-from ._engine.definition import Definition, Spec
+from ._engine.definition import Spec, define
 from ._engine.layer import Layer
 from ._engine.params import Gradient, param
 from ._engine.registry import register
 from ._engine.samples import Sample
 from ._engine.wide import wide_dtype
 from ._geometry import geometry
-from ._geometry.geometry import Corners, corners, expect_finite, read, scatter
+from ._geometry.geometry import Cells, cells_around, expect_finite, read, scatter
+from ._geometry.labels import expect_labels
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Form(enum.Enum):
@@ -61,11 +64,15 @@ class Form(enum.Enum):
 
 @dataclass(frozen=True)
 class Params:
-    margin: float = param(1.0, low=0, unit="feature distance")
+    margin: float = param(1.0, low=0, unit="feature distance", doc="least d wanted of a false match")
     downsampling_factor: float = param(
-        4.0, above=0, unit="image pixels per cell", aliases=("down_sampling_factor",)
+        4.0,
+        above=0,
+        unit="image pixels per cell",
+        doc="from a cell of the map to the next",
+        aliases=("down_sampling_factor",),
     )
-    bilinear_interpolation: bool = param(True, doc="false: the nearest cell")
+    bilinear_interpolation: bool = param(True, doc="read between cells; false: the nearest cell")
     coordinate_offset: float = param(0.0, unit="image pixels", doc="where cell 0 lies in the image")
     form: Form = param(Form.SQUARED_HINGE, doc="the cost of a false match")
     grad: Gradient = param(Gradient.exact, doc="published: the released layer's backward")
@@ -99,20 +106,18 @@ def infer(
     params: Params, feature1: Shape, feature2: Shape, pairs: Shape, positives: Shape | None = None
 ) -> tuple[Shape, ...]:
     """Five scalars; raises :class:`BlobError` for bottoms that do not fit together."""
-    expect_axes("N C H W", feature1=feature1, feature2=feature2)
+    maps = {"feature1": feature1, "feature2": feature2}
+    expect_axes("N C H W", **maps)
     expect_axes("N P 5", pairs=pairs)
     if pairs[2] != 5:
         raise BlobError("expected {pairs} to have 5 columns: x1, y1, x2, y2, s", pairs=pairs)
-    maps = {"feature1": feature1, "feature2": feature2}
     if feature1[1] != feature2[1]:
         raise BlobError("channels differ: {feature1}, {feature2}", **maps)
     if not feature1[0] == feature2[0] == pairs[0]:
-        text = "batch sizes differ: {feature1}, {feature2}, {pairs}"
-        raise BlobError(text, **maps, pairs=pairs)
+        raise BlobError("batch sizes differ: {feature1}, {feature2}, {pairs}", **maps, pairs=pairs)
     if positives is not None and (len(positives) != 3 or positives[::2] != pairs[::2]):
-        raise BlobError(
-            "expected {positives} to be a table as {pairs}", positives=positives, pairs=pairs
-        )
+        tables = {"positives": positives, "pairs": pairs}
+        raise BlobError("expected {positives} to be a table as {pairs}", **tables)
     for name, shape in maps.items():
         if pairs[1] and not shape[2] * shape[3]:
             raise BlobError(f"no cell to read in {{{name}}}", **{name: shape})
@@ -120,11 +125,7 @@ def infer(
 
 
 def meta(
-    params: Params,
-    feature1: Tensor,
-    feature2: Tensor,
-    pairs: Tensor,
-    positives: Tensor | None = None,
+    params: Params, feature1: Tensor, feature2: Tensor, pairs: Tensor, positives: Tensor | None = None
 ) -> Sequence[Spec]:
     """The tops; the last one's number of true matches; the pairs' differences, their distances."""
     (n, channels, *_), points = feature1.shape, pairs.shape[1]
@@ -140,33 +141,17 @@ def expect(
     for table in (pairs, positives):
         if table is not None:
             expect_finite(table[..., :4], pairs=table)
-            _expect_labels(table)
-
-
-def _expect_labels(pairs: Tensor) -> None:
-    s = pairs[..., 4]
-    known = (s < 0) | (s == 0) | (s == 1)
-    if deferred(pairs):
-        raise_if((~known).any().reshape(1), "pairs: s not 1, 0 or -1")
-        return
-    if bool(known.all()):
-        return
-    image, row = (~known).nonzero()[0].tolist()
-    text = f"{{pairs}}: row {row} of image {image} has s = {s[image, row].item():g}, not 1, 0 or -1"
-    raise BlobError(text, pairs=pairs.shape)
+            s = table[..., 4]
+            expect_labels(~((s < 0) | (s == 0) | (s == 1)), "1, 0 or -1", pairs=table)
 
 
 def forward(
-    params: Params,
-    feature1: Tensor,
-    feature2: Tensor,
-    pairs: Tensor,
-    positives: Tensor | None = None,
+    params: Params, feature1: Tensor, feature2: Tensor, pairs: Tensor, positives: Tensor | None = None
 ) -> tuple[Tensor, ...]:
     if positives is not None:
         tables = pairs, positives
         return _with_last_of(*(forward(params, feature1, feature2, table) for table in tables))
-    at1, at2 = _corners(params, pairs, feature1.shape, feature2.shape)
+    at1, at2 = _cells(params, pairs, feature1.shape, feature2.shape)
     difference = read(feature1, at1).sub_(read(feature2, at2))
     square = (difference * difference).sum(1)
     distance = square.sqrt()
@@ -175,17 +160,17 @@ def forward(
     else:
         hinge = (params.margin - square).clamp_(min=0)
     s, zero = pairs[..., 4], square.new_zeros(())
-    num_pairs = (s >= 0).sum().to(square.dtype)
-    count = (s == 1).sum()
-    matched, unmatched = (square.where(s == 1, zero).sum(), hinge.where(s == 0, zero).sum())
+    matched, unmatched = square.where(s == 1, zero).sum(), hinge.where(s == 0, zero).sum()
+    num_pairs, num_positives = (s >= 0).sum().to(square.dtype), (s == 1).sum()
     share = 0.5 / num_pairs.clamp(min=1)
     positive, negative = matched * share, unmatched * share
-    only = 0.5 * matched / count.clamp(min=1)
-    return positive + negative, num_pairs, positive, negative, only, count, difference, distance
+    only = 0.5 * matched / num_positives.clamp(min=1)
+    tops = positive + negative, num_pairs, positive, negative, only
+    return *tops, num_positives, difference, distance
 
 
 def _with_last_of(found: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """What was found, but the last top and its count are those of the other table."""
+    """What was found, but with the other table's last top and number of true matches."""
     last = len(TOPS) - 1
     return *found[:last], *other[last : last + 2], *found[last + 2 :]
 
@@ -214,17 +199,17 @@ def backward(
     coefficient = pull * (loss_gradient / num_pairs.clamp(min=1))
     gradient = difference * coefficient[:, None]
     found: list[Tensor | None] = [None, None]
-    for i, at in enumerate(_corners(params, pairs, *shapes)):
+    for i, at in enumerate(_cells(params, pairs, *shapes)):
         if wanted[i]:
             own = gradient.neg_() if i else gradient
             found[i] = scatter(own, at, *shapes[i][2:]).to(feature1_dtype)
     return found[0], found[1]
 
 
-def _corners(params: Params, pairs: Tensor, shape1: Shape, shape2: Shape) -> tuple[Corners, Corners]:
-    def of(xy: Tensor, shape: Shape) -> Corners:
+def _cells(params: Params, pairs: Tensor, shape1: Shape, shape2: Shape) -> tuple[Cells, Cells]:
+    def of(xy: Tensor, shape: Shape) -> Cells:
         factor, offset = params.downsampling_factor, params.coordinate_offset
-        return corners(xy, shape[2], shape[3], factor, offset, params.bilinear_interpolation)
+        return cells_around(xy, shape[2], shape[3], factor, offset, params.bilinear_interpolation)
 
     return of(pairs[..., 0:2], shape1), of(pairs[..., 2:4], shape2)
 
@@ -233,11 +218,7 @@ kernels = cuda.Kernels(__file__)
 
 
 def forward_cuda(
-    params: Params,
-    feature1: Tensor,
-    feature2: Tensor,
-    pairs: Tensor,
-    positives: Tensor | None = None,
+    params: Params, feature1: Tensor, feature2: Tensor, pairs: Tensor, positives: Tensor | None = None
 ) -> tuple[Tensor, ...]:
     if positives is not None:
         tables = pairs, positives
@@ -253,20 +234,20 @@ def forward_cuda(
     sums = difference.new_empty(blocks, 4, dtype=torch.float64)
     kernels.launch(
         "contrastive_forward",
+        params,
         feature1=maps[0],
         feature2=maps[1],
         difference=difference,
         distance=distance,
         sums=sums,
         flag=flag,
-        channels=channels,
-        points=points,
+        **cuda.sizes("_ points channels", difference),
         rows=rows,
         cells1=math.prod(size1),
         cells2=math.prod(size2),
+        **_common(params, pairs, feature1.shape, feature2.shape),
         grid=blocks,
         block=cuda.threads(256),
-        **_common(params, pairs, size1, size2),
     )
     tops = Tops(*(difference.new_empty(()) for _ in Tops._fields))
     num_positives = difference.new_empty((), dtype=torch.int64)
@@ -297,12 +278,13 @@ def backward_cuda(
     feature1_dtype: torch.dtype,
 ) -> tuple[Tensor | None, Tensor | None]:
     n, channels, points = difference.shape
+    shapes = feature1_shape, feature2_shape
     pull = torch.empty_like(distance)
     along, below = (distance.new_empty(2, n, points) for _ in range(2))
     keys = along.new_empty(along.shape, dtype=torch.int32)
-    threads = cuda.threads(256)
     kernels.launch(
         "contrastive_pulls",
+        params,
         scalar=feature1_dtype,
         distance=distance,
         loss_gradient=loss_gradient,
@@ -313,68 +295,44 @@ def backward_cuda(
         below=below,
         total=n * points,
         published=params.grad is Gradient.published,
-        grid=cuda.blocks(n * points, threads),
-        block=threads,
-        **_common(params, pairs, feature1_shape[2:], feature2_shape[2:]),
+        **_common(params, pairs, *shapes),
+        over=n * points,
     )
     rows, found = difference.mT.contiguous(), list[Tensor | None]([None, None])
-    for i, shape in enumerate((feature1_shape, feature2_shape)):
+    for i, shape in enumerate(shapes):
         if not wanted[i]:
             continue
-        height, width = shape[2:]
         gradient = found[i] = distance.new_empty(shape, dtype=feature1_dtype)
+        cells = math.prod(shape[2:])
         kernels.launch(
             "contrastive_backward",
+            params,
             difference=rows,
             pull=pull,
-            **geometry.by_cell(kernels, keys[i], height * width, feature1_dtype),
+            **geometry.by_cell(kernels, keys[i], cells, feature1_dtype),
             along=along[i],
             below=below[i],
             gradient=gradient,
-            channels=channels,
+            **cuda.sizes("_ channels height width", gradient),
             points=points,
-            height=height,
-            width=width,
-            bilinear=params.bilinear_interpolation,
             sign=1 - 2 * i,
-            grid=tiles.blocks(n, channels, height * width),
-            block=threads,
+            grid=tiles.blocks(n, channels, cells),
+            block=cuda.threads(256),
         )
     return found[0], found[1]
 
 
-def _common(
-    params: Params, pairs: Tensor, size1: Sequence[int], size2: Sequence[int]
-) -> dict[str, Any]:
+def _common(params: Params, pairs: Tensor, shape1: Shape, shape2: Shape) -> dict[str, Any]:
+    """What the kernels of forward and backward are both given."""
     return {
         **geometry.table_pointers(pairs.contiguous()),
-        "height1": size1[0],
-        "width1": size1[1],
-        "height2": size2[0],
-        "width2": size2[1],
-        "factor": params.downsampling_factor,
-        "offset": params.coordinate_offset,
-        "bilinear": params.bilinear_interpolation,
+        **dict(zip(("height1", "width1"), shape1[2:], strict=True)),
+        **dict(zip(("height2", "width2"), shape2[2:], strict=True)),
         "plain": params.form is Form.PLAIN_HINGE,
-        "margin": params.margin,
     }
 
 
-definition = Definition(
-    "correspondence_contrastive_loss",
-    Params,
-    BOTTOMS,
-    TOPS,
-    kept=("num_positives", "difference", "distance"),
-    infer=infer,
-    meta=meta,
-    expect=expect,
-    forward=forward,
-    backward=backward,
-    forward_cuda=forward_cuda,
-    backward_cuda=backward_cuda,
-    result=Tops,
-)
+definition = define(__name__, kept=("num_positives", "difference", "distance"))
 
 
 def correspondence_contrastive_loss(
@@ -397,12 +355,7 @@ def correspondence_contrastive_loss(
     Eq. 1.
     """
     params = definition.params(
-        margin,
-        downsampling_factor,
-        bilinear_interpolation,
-        coordinate_offset,
-        form,
-        grad,
+        margin, downsampling_factor, bilinear_interpolation, coordinate_offset, form, grad
     )
     tops: Tops = definition(params, feature1, feature2, pairs)
     return tops.loss
@@ -415,50 +368,6 @@ class CorrespondenceContrastiveLoss(Layer):
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:
-        if size == "paper":
-            return [_sample(rng, "KITTI, 3k pairs", (2, 128, 95, 311), 3000)]
-        if size == "large":
-            return [_sample(rng, "KITTI, 100k pairs", (2, 128, 95, 311), 100_000)]
-        plain, published = Form.PLAIN_HINGE, Gradient.published
-        return [
-            _sample(rng, "bilinear", (2, 3, 4, 5), 8),
-            _sample(rng, "plain hinge, shifted", (2, 3, 4, 5), 8, coordinate_offset=4.0, form=plain),
-            _sample(rng, "nearest", (2, 2, 3, 4), 8, bilinear_interpolation=False),
-            _sample(rng, "1e-8 on d", (1, 3, 4, 3), 8, downsampling_factor=2.0, grad=published),
-            _sample(rng, "one cell", (2, 3, 1, 1), 3),
-            _sample(rng, "few pairs", (2, 32, 4, 8), 5, checked=False),
-            _sample(rng, "few pairs, nearest", (1, 2, 5, 8), 3, bilinear_interpolation=False),
-            _sample(rng, "published", (2, 3, 4, 5), 8, form=plain, grad=published, checked=False),
-            _sample(rng, "integers", (2, 2, 4, 5), 6, whole=True),
-            _sample(rng, "several tiles", (2, 33, 5, 7), 34, checked=False),
-        ]
+        from ._samples import correspondence_contrastive_loss as own
 
-
-def _sample(
-    rng: np.random.Generator,
-    name: str,
-    shape: Shape,
-    points: int,
-    *,
-    whole: bool = False,
-    checked: bool = True,
-    **options: Any,
-) -> Sample:
-    """Unit features and pairs around the border; the margin lies in a gap between the distances."""
-    values = rng.standard_normal((2, *shape))
-    maps = torch.from_numpy(values / np.linalg.norm(values, axis=2, keepdims=True))
-    factor = options.get("downsampling_factor", 4.0)
-    extent = factor * np.array([shape[3], shape[2]] * 2)
-    xy = rng.uniform(-0.1, 1.1, (shape[0], points, 4)) * extent
-    s = np.resize([1, 0, 0, -1], (shape[0], points, 1))
-    pairs = torch.from_numpy(np.concatenate((xy, s), axis=2))
-    pairs = pairs.int() if whole else pairs
-    *_, distance = forward(Params(**options), maps[0], maps[1], pairs)
-    middle = distance[pairs[..., 4] == 0].sort().values
-    middle = middle[len(middle) // 4 : 3 * len(middle) // 4 + 2]
-    widest = int(middle.diff().argmax())
-    margin = float(middle[widest : widest + 2].mean())
-    if options.get("form") is Form.PLAIN_HINGE:
-        margin = margin**2
-    params, bottoms = Params(margin=margin, **options), (maps[0], maps[1], pairs)
-    return Sample(params, bottoms, differentiable=(0, 1), name=name, check_gradient=checked)
+        return own.samples(size, rng)

@@ -17,8 +17,8 @@ HARD_NEG_AND_POS               [N, P, 5]    a hard negative in place of its true
 HARD_NEG_RETAIN_POS            [N, 2 P, 5]  as they are; then hard negatives in their rows, else -1
 HARD_NEG_AND_RAND_NEG_AND_POS  [N, 2 P, 5]  as they are; then a negative of each true match: the hard
                                             one or, where there is none, a random one
-HARD_NEG_TRIPLET               [N, P, 7]    (x, y, x+, y+, x-, y-, valid): x- the hard negative,
-                                            valid 1; without one x- is x+ and valid 0
+HARD_NEG_TRIPLET               [N, P, 7]    (x, y, x+, y+, x-, y-, 1): x- the hard negative;
+                                            without one x- is x+ and the last number 0
 =============================  ===========  =====================================================
 
 A random negative is the target of another true match of the image, each being taken once: the
@@ -30,11 +30,11 @@ radius (0 without a true match); the number of true matches, and of hard negativ
 top, int64 scalars over the whole batch; and ``positives`` ``[N, P, 5]``, the table with s = -1 in
 all rows but the true matches. Nothing has a gradient.
 
-Random numbers come of a seed, an int64: numbers from 0 to 1 for each row of the batch, from a
-generator of torch's on the CPU that is seeded with it, order the true matches. The layer's first seed
-is ``seed``, each call's is the next number of a generator x -> a x + c of 64 bits, whose state is a
-tensor of the layer; without ``seed`` each call draws its own from torch's default generator. Modes
-that need none draw none, nor do bottoms without values.
+The random order comes of a seed, an int64: a generator of torch's on the CPU, seeded with it, draws a
+number from 0 to 1 for each row of the batch. The layer's first seed is ``seed``, each later one the
+next number of a generator x -> a x + c of 64 bits, whose state is a tensor of the layer; without
+``seed`` each call draws its own from torch's default generator. Modes that need none draw none, nor
+do bottoms without values.
 
 *Differs from the original:* the released code gives the two numbers per image; lets a hard negative
 overwrite any random one, so that some are lost where these are few; ignores only random negatives
@@ -50,24 +50,15 @@ import enum
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ._engine import parallel
-from ._engine.checks import (
-    INTEGERS,
-    BlobError,
-    Shape,
-    expect_axes,
-    kind_of,
-    raise_if,
-    valueless,
-)
+from . import _seeds
+from ._engine.checks import BlobError, Shape, expect_axes, kind_of, raise_if, valueless
 from ._engine.declared import Bottom, Role, Top
-from ._engine.definition import Definition, Spec
+from ._engine.definition import Spec, define
 from ._engine.layer import Layer
 from ._engine.params import param
 from ._engine.registry import register
@@ -75,8 +66,8 @@ from ._engine.samples import Sample
 from ._engine.wide import wide_dtype
 from ._geometry.geometry import expect_finite, to_points
 
-SEEDS = 2**63  # a tensor's int64
-MULTIPLIER, INCREMENT = 6364136223846793005, 1442695040888963407  # Knuth's, of period 2^64
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Mode(enum.Enum):
@@ -94,7 +85,9 @@ DOUBLED = (Mode.HARD_NEG_AND_RAND_NEG_AND_POS, Mode.HARD_NEG_RETAIN_POS)
 
 @dataclass(frozen=True)
 class Params:
-    mode: Mode = param(Mode.HARD_NEG_AND_RAND_NEG_AND_POS, aliases=("negative_type",))
+    mode: Mode = param(
+        Mode.HARD_NEG_AND_RAND_NEG_AND_POS, aliases=("negative_type",), doc="what the first top holds"
+    )
     pixel_threshold: float = param(
         16.0, low=0, unit="image pixels", infinite=True, doc="farther is a hard negative"
     )
@@ -106,11 +99,17 @@ class Params:
         doc="nearer is no negative; pixel_threshold if not given",
     )
     downsampling_factor: float = param(
-        4.0, above=0, unit="image pixels per cell", aliases=("down_sampling_factor",)
+        4.0,
+        above=0,
+        unit="image pixels per cell",
+        doc="from a cell of the map to the next",
+        aliases=("down_sampling_factor",),
     )
     coordinate_offset: float = param(0.0, unit="image pixels", doc="where cell 0 lies in the image")
     index_base: int = param(0, low=0, high=1, doc="index of the first cell; 1 as released")
-    pck_radii: tuple[float, ...] = param((10.0,), above=0, unit="image pixels", infinite=True)
+    pck_radii: tuple[float, ...] = param(
+        (10.0,), above=0, unit="image pixels", infinite=True, doc="a neighbour that is closer counts"
+    )
     seed: int | None = param(
         None, low=0, wide=True, doc="of the random negatives; torch's generator if not given"
     )
@@ -122,8 +121,8 @@ BOTTOMS = (
     Bottom(
         "reference",
         "[N, C, H, W]",
-        partly=True,
         why_no_gradient="its shape alone counts",
+        partly=True,
         numbers="any",
     ),
     Bottom("num_coords", "[N, 1]", Role.COUNT, optional=True),
@@ -173,22 +172,12 @@ def infer(
 
 
 def meta(
-    params: Params,
-    pairs: Tensor,
-    index: Tensor,
-    reference: Tensor,
-    num_coords: Tensor | None = None,
-    state: Tensor | None = None,
+    params: Params, pairs: Tensor, index: Tensor, reference: Tensor, *_: Tensor | None
 ) -> Sequence[Spec]:
     """The tops."""
-    table, radii, one, another, positives = infer(params, pairs.shape, index.shape, reference.shape)
-    return (
-        (table, pairs.dtype),
-        (radii, wide_dtype(pairs.dtype)),
-        (one, torch.int64),
-        (another, torch.int64),
-        (positives, pairs.dtype),
-    )
+    shapes = infer(params, pairs.shape, index.shape, reference.shape)
+    dtypes = (pairs.dtype, wide_dtype(pairs.dtype), torch.int64, torch.int64, pairs.dtype)
+    return tuple(zip(shapes, dtypes, strict=True))
 
 
 def expect(params: Params, pairs: Tensor, index: Tensor, reference: Tensor, *_: Tensor | None) -> None:
@@ -214,43 +203,45 @@ def forward(
     state: Tensor | None = None,
 ) -> Tops:
     """``state`` is the seed of what is drawn: the parameters' own, or any, if it is None."""
+    mode, dtype = params.mode, wide_dtype(pairs.dtype)
+    label, target = _label(pairs, num_coords), pairs[..., 2:4].to(dtype)
     cell, width = _first(index) - params.index_base, max(reference.shape[3], 1)
-    valid = torch.ones_like(cell, dtype=torch.bool)
-    if num_coords is not None:
-        rows = torch.arange(cell.shape[1], device=cell.device)
-        valid = rows < num_coords.reshape(-1, 1).to(cell.device, non_blocking=cell.is_cuda)
-    mode = params.mode
-    dtype = wide_dtype(pairs.dtype)
-    label, target = pairs[..., 4].masked_fill(~valid, -1), pairs[..., 2:4].to(dtype)
-    true = label == 1
     match = to_points(cell.clamp(min=0), width, params.downsampling_factor, params.coordinate_offset)
     match = match.to(dtype)
     distance = _apart(match, target).masked_fill_(cell < 0, torch.inf)
+    true = label == 1
     hard = true & (cell >= 0) & (distance > params.pixel_threshold)
+    chosen = hard[..., None]
     kept, used = true, hard
-    if mode is Mode.HARD_NEG_AND_POS:
-        kept = true & ~hard
-        table = _rows(pairs, label.masked_fill(hard, 0), match.where(hard[..., None], target))
-    elif mode is Mode.HARD_NEG_TRIPLET:
-        mined = match.where(hard[..., None], target).to(pairs.dtype)
-        table = torch.cat((pairs[..., :4], mined, hard[..., None].to(pairs.dtype)), dim=2)
-    else:
-        table = _rows(pairs, label)
     if mode is Mode.NO_PROCESSING:
-        used = torch.zeros_like(hard)
+        table, used = _rows(pairs, label), torch.zeros_like(hard)
+    elif mode is Mode.HARD_NEG_AND_POS:
+        table = _rows(pairs, label.masked_fill(hard, 0), match.where(chosen, target))
+        kept = true & ~hard
+    elif mode is Mode.HARD_NEG_TRIPLET:
+        mined = match.where(chosen, target).to(pairs.dtype)
+        table = torch.cat((pairs[..., :4], mined, chosen.to(pairs.dtype)), dim=2)
     elif mode is Mode.HARD_NEG_RETAIN_POS:
-        mined = match.where(hard[..., None], target)
-        table = torch.cat((table, _rows(pairs, hard.to(dtype) - 1, mined)), dim=1)
-    elif mode is Mode.HARD_NEG_AND_RAND_NEG_AND_POS:
-        other = _along_a_cycle(target, true, _generator(params, state))
-        apart = _apart(other, target)
-        least = params.random_negative_distance
+        mined = _rows(pairs, hard.to(dtype) - 1, match.where(chosen, target))
+        table = torch.cat((_rows(pairs, label), mined), dim=1)
+    else:
+        other = _seeds.along_a_cycle(target, true, _seeds.generator(params.seed, state))
+        apart, least = _apart(other, target), params.random_negative_distance
         least = params.pixel_threshold if least is None else least
         negative = hard | (true & (apart >= least) & (apart > 0))
-        other = match.where(hard[..., None], other)
-        table = torch.cat((table, _rows(pairs, negative.to(dtype) - 1, other)), dim=1)
+        mined = _rows(pairs, negative.to(dtype) - 1, match.where(chosen, other))
+        table = torch.cat((_rows(pairs, label), mined), dim=1)
     pck = _pck(distance, true, params.pck_radii)
     return Tops(table, pck, kept.sum(), used.sum(), _rows(pairs, 2 * true.to(dtype) - 1))
+
+
+def _label(pairs: Tensor, num_coords: Tensor | None) -> Tensor:
+    """The labels ``[N, P]``, -1 in rows that are not valid."""
+    valid = torch.ones(pairs.shape[:2], dtype=torch.bool, device=pairs.device)
+    if num_coords is not None:
+        rows = torch.arange(pairs.shape[1], device=pairs.device)
+        valid = rows < num_coords.reshape(-1, 1).to(pairs.device, non_blocking=pairs.is_cuda)
+    return pairs[..., 4].masked_fill(~valid, -1)
 
 
 def _rows(pairs: Tensor, label: Tensor, second: Tensor | None = None) -> Tensor:
@@ -263,53 +254,19 @@ def _rows(pairs: Tensor, label: Tensor, second: Tensor | None = None) -> Tensor:
 
 
 def _apart(a: Tensor, b: Tensor) -> Tensor:
+    """Distances of points ``[N, P, 2]``."""
     return torch.hypot(*(a - b).unbind(-1))
 
 
-def _generator(params: Params, state: Tensor | None) -> torch.Generator:
-    seed = params.seed if state is None else int(state)
-    return torch.Generator().manual_seed(int(_drawn()) if seed is None else seed)
-
-
-def _drawn(generator: torch.Generator | None = None) -> Tensor:
-    """A seed from a generator, torch's own if it is None."""
-    device = "cpu" if generator is None else generator.device
-    return torch.randint(SEEDS - 1, (1,), generator=generator, device=device).cpu()
-
-
-def _along_a_cycle(target: Tensor, true: Tensor, generator: torch.Generator) -> Tensor:
-    """Each true row gets the target of the next in a random order, the last that of the first."""
-    pinned = true.is_cuda  # or the copy would wait for the device
-    keys = parallel.own_rows(
-        tuple(true.shape),
-        lambda shape: torch.rand(shape, generator=generator, device="cpu", pin_memory=pinned),
-    )
-    keys = keys.to(true.device, non_blocking=True)
-    order = keys.masked_fill(~true, 2).argsort(dim=1)
-    following = torch.arange(1, true.shape[1] + 1, device=true.device).expand_as(order)
-    following = following.masked_fill(following >= true.sum(1, keepdim=True), 0)
-    source = torch.empty_like(order).scatter_(1, order, order.gather(1, following))
-    return target.gather(1, source[..., None].expand_as(target))
-
-
 def _pck(distance: Tensor, true: Tensor, radii: tuple[float, ...]) -> Tensor:
+    """The share of the true rows that are nearer than each radius."""
     share = distance.new_zeros(len(radii))
     for i, radius in enumerate(radii):
         share[i : i + 1] = ((distance < radius) & true).sum(dtype=distance.dtype)
     return share / true.sum(dtype=distance.dtype).clamp(min=1)
 
 
-definition = Definition(
-    "hard_negative_mining",
-    Params,
-    BOTTOMS,
-    TOPS,
-    infer=infer,
-    meta=meta,
-    expect=expect,
-    forward=forward,
-    result=Tops,
-)
+definition = define(__name__)
 
 
 def hard_negative_mining(
@@ -348,27 +305,13 @@ def hard_negative_mining(
         index_base,
         pck_radii,
     )
-
     bottoms = (pairs, index, reference, num_coords)
     if not isinstance(generator, torch.Generator | None):
         raise TypeError(f"generator: expected a torch.Generator, got {kind_of(generator)}")
     if generator is not None and seed is not None:
         raise ValueError("give generator or seed, not both")
-    given = None if seed is None else _seed(seed)
-    return _mine(params, bottoms, lambda: _drawn(generator) if given is None else given)
-
-
-def _seed(seed: int | Tensor) -> Tensor:
-    if isinstance(seed, Tensor):
-        if seed.dtype != torch.int64 or seed.numel() != 1 or not (seed.is_cpu or valueless(seed)):
-            found = f"{seed.dtype} {list(seed.shape)} on {seed.device}"
-            raise TypeError(f"seed: expected a tensor int64 [1] on the CPU, got {found}")
-        return seed
-    if not isinstance(seed, INTEGERS) or isinstance(seed, bool):
-        raise TypeError(f"seed: expected an integer or a tensor, got {kind_of(seed)}")
-    if not 0 <= seed < SEEDS:
-        raise ValueError(f"seed: expected at least 0 and less than 2^63, got {seed}")
-    return torch.tensor([int(seed)], device="cpu")
+    given = None if seed is None else _seeds.as_tensor(seed)
+    return _mine(params, bottoms, lambda: _seeds.drawn(generator) if given is None else given)
 
 
 def _mine(params: Params, bottoms: Sequence[Tensor | None], seed: Callable[[], Tensor]) -> Tops:
@@ -405,34 +348,14 @@ class HardNegativeMining(Layer):
     ) -> Tops:
         bottoms, state = (pairs, index, reference, num_coords), self.state
         if state is None:
-            return _mine(self.params, bottoms, _drawn)
+            return _mine(self.params, bottoms, _seeds.drawn)
         tops = _mine(self.params, bottoms, lambda: state)
         if _draws(self.params, pairs) and not valueless(pairs):  # which an export may trace it with
-            state.mul_(MULTIPLIER).add_(INCREMENT)
+            _seeds.advance(state)
         return tops
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:
-        def sample(n: int, p: int, shape: tuple[int, int], mode: Mode, **options: float) -> Sample:
-            params = Params(mode, seed=0, **options)  # type: ignore[arg-type]
-            extent = params.downsampling_factor * np.array((shape[1], shape[0]) * 2)
-            s = rng.choice([1.0, 0.0, -1.0], (n, p, 1), p=(0.8, 0.1, 0.1))
-            pairs = np.concatenate((rng.uniform(0, 1, (n, p, 4)) * extent, s), axis=2)
-            cell = np.round(pairs[..., 2:4] / params.downsampling_factor).astype(int)
-            cell = np.minimum(cell, np.array(shape[::-1]) - 1) @ (1, shape[1])
-            wrong = rng.integers(0, shape[0] * shape[1], cell.shape)
-            index = np.where(rng.random(cell.shape) < 0.5, cell, wrong)[:, None] + params.index_base
-            counts = np.maximum(p - 2 * np.arange(n), 0)[:, None]
-            bottoms = (pairs, index, np.zeros((n, 1, *shape)), counts)
-            return Sample(params, tuple(map(torch.from_numpy, bottoms)), (), (), name=mode.name)
+        from ._samples import hard_negative_mining as own
 
-        if size == "paper":
-            return [sample(2, 3000, (95, 311), Mode.HARD_NEG_AND_RAND_NEG_AND_POS)]
-        if size == "large":
-            return [sample(2, 100_000, (95, 311), Mode.HARD_NEG_AND_RAND_NEG_AND_POS)]
-        plain = [sample(3, 7, (6, 8), mode) for mode in Mode]
-        return [
-            *plain,
-            sample(2, 9, (20, 30), Mode.HARD_NEG_RETAIN_POS, index_base=1, coordinate_offset=4),
-            sample(1, 5, (40, 40), Mode.HARD_NEG_AND_POS, pixel_threshold=0.5, downsampling_factor=0.5),
-        ]
+        return own.samples(size, rng)

@@ -12,7 +12,7 @@ struct Bins {
     double max_aspect_ratio;
 };
 
-// hough_voting.py's frames() of one box of A, and of one of B
+// _offset_bins.py's frames() of one box of A, and of one of B
 struct Left {
     double u, v, scale, aspect;
 };

@@ -48,11 +48,11 @@ extern "C" __global__ void __launch_bounds__(256) hyperpixel_correlation_product
         const acc_t* at = x + (row / pieces * channels + channel) * cells + cell;
         const acc_t here = at[0], right = beside ? at[1] : acc_t(0);
         const acc_t under = below ? at[width] : acc_t(0);
-        const acc_t corner = beside && below ? at[width + 1] : acc_t(0);
+        const acc_t opposite = beside && below ? at[width + 1] : acc_t(0);
         sums[0] += here * here;
         sums[1] += here * right;
         sums[2] += here * under;
-        sums[3] += here * corner + right * under;
+        sums[3] += here * opposite + right * under;
     }
     for (int k = 0; k < 4; ++k) {
         const acc_t sum = strided_sum(sums[k], scratch, WARP);

@@ -14,22 +14,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ._engine.checks import BlobError, Shape, expect_values, valueless
 from ._engine.declared import Bottom, Role, Top, Trait
-from ._engine.definition import Definition, Spec
+from ._engine.definition import Spec, define
 from ._engine.layer import Layer
 from ._engine.registry import register
-from ._engine.samples import Sample, distinct
+from ._engine.samples import Sample
 from ._engine.sizes import Size, shape_of, size_of, size_tensor
 from ._engine.wide import wide_dtype
 from ._geometry.cells import CellParams
 from ._geometry.transfer import Steps, expect_confidence
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Params = CellParams
 CHOICE = "a choice has none"
@@ -61,9 +63,7 @@ def forward(params: CellParams, confidence: Tensor, size_a: Size, size_b: Size) 
     return (flow,)
 
 
-definition = Definition(
-    "hyperpixel_flow", Params, BOTTOMS, TOPS, infer=infer, meta=meta, forward=forward
-)
+definition = define(__name__)
 
 
 def hyperpixel_flow(
@@ -120,19 +120,6 @@ class HyperpixelFlow(Layer):
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:
-        if size == "paper":
-            return [_sample(rng, "900 x 900 cells", (1, 28, 38, 28, 38), 8.0, 43, 8.0)]
-        if size == "large":
-            return [_sample(rng, "3300 x 3300 cells", (1, 53, 75, 53, 75), 4.0, 27, 4.0)]
-        return [
-            _sample(rng, "every cell", (2, 3, 4, 3, 4), 4.0, 5),
-            _sample(rng, "a margin", (2, 5, 6, 4, 5), 4.0, 11, 2.0),
-            _sample(rng, "holes", (1, 3, 3, 3, 2), 5.0, 3),
-        ]
+        from ._samples import hyperpixel_flow as own
 
-
-def _sample(rng: np.random.Generator, name: str, grid: Shape, *cells: Any) -> Sample:
-    params = Params(*cells)
-    sizes = [[int((count - 1) * params.jump) + 1 for count in part] for part in (grid[1:3], grid[3:])]
-    images = [torch.zeros(1, 1, *size, dtype=torch.float64) for size in sizes]
-    return Sample(params, (distinct(rng, grid), *images), differentiable=(), name=name)
+        return own.samples(size, rng)

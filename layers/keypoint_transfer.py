@@ -1,7 +1,9 @@
 """KeypointTransfer: points of image A carried to image B by the best matches of the cells around them.
 
-Hyperpixel Flow, section 3.3: each cell of A's grid goes to its match of the highest confidence, and a
-point to itself plus the mean of what the cells go whose box holds it. Nothing is clipped to image B.
+    moved = p + mean over c of (m(c) - c)
+
+of the cells c of A's grid whose box holds p, where m(c) is the match of c of the highest confidence
+(Hyperpixel Flow, section 3.3). Nothing is clipped to image B.
 
 Bottoms: ``confidence`` ``[N, H, W, H', W']``, any floating type; ``points`` ``[N, P, 2]`` or more
 columns, of which the first two, (x, y) in image pixels, are read; ``size_a`` and ``size_b``, each an
@@ -16,22 +18,24 @@ the CPU only the rows of cells that hold a point are read. No gradient: a choice
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ._engine.checks import BlobError, Shape, expect_axes
 from ._engine.declared import Bottom, Role, Top, Trait
-from ._engine.definition import Definition, Spec
+from ._engine.definition import Spec, define
 from ._engine.layer import Layer
 from ._engine.registry import register
-from ._engine.samples import Sample, distinct
+from ._engine.samples import Sample
 from ._engine.sizes import Size
 from ._engine.wide import wide_dtype
 from ._geometry.cells import CellParams
 from ._geometry.transfer import Steps, expect_confidence
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Params = CellParams
 CHOICE = "a choice has none"
@@ -78,9 +82,7 @@ def forward(
     return moved.to(dtype).contiguous(), score.to(dtype, copy=True)  # of one point both are views
 
 
-definition = Definition(
-    "keypoint_transfer", Params, BOTTOMS, TOPS, infer=infer, meta=meta, forward=forward
-)
+definition = define(__name__)
 
 
 def keypoint_transfer(
@@ -114,22 +116,6 @@ class KeypointTransfer(Layer):
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:
-        if size == "paper":
-            return [_sample(rng, "900 x 900 cells", (1, 28, 38, 28, 38), 10, 8.0, 43, 8.0)]
-        if size == "large":
-            return [_sample(rng, "3300 x 3300 cells", (1, 53, 75, 53, 75), 10, 4.0, 27, 4.0)]
-        return [
-            _sample(rng, "every cell", (2, 4, 5, 3, 4), 9, 4.0, 5),
-            _sample(rng, "a margin", (2, 5, 6, 4, 5), 9, 4.0, 11, 2.0),
-            _sample(rng, "nothing left of B", (1, 4, 4, 1, 2), 5, 4.0, 7, 0.0),
-        ]
+        from ._samples import keypoint_transfer as own
 
-
-def _sample(rng: np.random.Generator, name: str, grid: Shape, points: int, *cells: Any) -> Sample:
-    """Points inside of A and around it, some on the boxes' borders."""
-    params = Params(*cells)
-    sizes = [[(count - 1) * params.jump + 1 for count in part] for part in (grid[1:3], grid[3:])]
-    table = rng.uniform(-4, np.array(sizes[0][::-1]) + 4, (grid[0], points, 2))
-    table[:, ::2] = table[:, ::2].round()
-    bottoms = distinct(rng, grid), torch.from_numpy(table), *map(torch.tensor, sizes)
-    return Sample(params, bottoms, differentiable=(), name=name)
+        return own.samples(size, rng)

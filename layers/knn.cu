@@ -114,7 +114,7 @@ __device__ inline void read_eight(const acc_t* low, const acc_t* high, acc_t (&v
     }
 }
 
-// A thread's reference j of a tile: neighbours lie together in fours
+// A thread's reference j of a tile: neighbours lie in fours
 __device__ inline int reference_of(int j, int lane) { return j / 4 * (WIDTH / 2) + lane * 4 + j % 4; }
 
 // The lists of two queries, one of each half of the warp, take in what of a row of bounds is less
@@ -234,7 +234,7 @@ __device__ inline acc_t measure(
     return acc_t(__shfl_sync(ALL_LANES, sqrt(warp_sum(square)), 0));
 }
 
-// The tops of query p: place j has what thread j - done has found
+// The tops of query p: entry j has what thread j - done has found
 __device__ inline void write_found(
     acc_t d, int r, int done, int k, int p, int queries, scalar_t* distance, long long* index) {
     const int j = done + threadIdx.x % WARP;
@@ -301,7 +301,7 @@ extern "C" __global__ void __launch_bounds__(256) knn_settle(
         pending[atomicAdd(count, 1)] = number;
 }
 
-// A block takes a query and measures all of its references, once for every 32 places of the tops. The
+// A block takes a query and measures all of its references, once for every 32 entries of the tops. The
 // queries are those of `pending`, or all where it is null.
 extern "C" __global__ void __launch_bounds__(256) knn_scan(
     const scalar_t* __restrict__ query, const scalar_t* __restrict__ reference,
@@ -315,16 +315,16 @@ extern "C" __global__ void __launch_bounds__(256) knn_scan(
     for (int turn = blockIdx.x; turn < todo; turn += gridDim.x) {
         const int number = pending ? pending[turn] : turn, p = number % queries;
         const long long image = number / queries, top = image * k * queries;
-        const int valid = p < num_query[image] ? int(num_reference[image]) : 0;
+        const int end = p < num_query[image] ? int(num_reference[image]) : 0;
         const scalar_t* from_query = query + image * channels * queries + p;
         const scalar_t* from_reference = reference + image * channels * references;
         acc_t last = -infinity();
         int last_index = -1;
-        for (int done = 0; done < k; done += WARP) {  // unseen: <= finds for no place
+        for (int done = 0; done < k; done += WARP) {  // unseen: <= finds for no entry
             acc_t nearest = no_distance();
             int nearest_index = NONE;
             const int stride = AHEAD * blockDim.x;
-            for (int first = threadIdx.x; first - lane < valid; first += stride) {  // unseen: <=
+            for (int first = threadIdx.x; first - lane < end; first += stride) {  // unseen: <=
                 double square[AHEAD] = {}, nothing = 0;  // NaN for a query that is not finite
                 for (int c = 0; c < channels; ++c) {
                     const double q = acc_t(from_query[(long long)c * queries]);
@@ -342,7 +342,7 @@ extern "C" __global__ void __launch_bounds__(256) knn_scan(
                     const int r = first + j * int(blockDim.x);
                     const acc_t d = acc_t(sqrt(square[j]) + nothing);  // unseen: of either sign
                     insert_all(
-                        r < valid && before(last, last_index, d, r), d, r, nearest, nearest_index);
+                        r < end && before(last, last_index, d, r), d, r, nearest, nearest_index);
                 }
             }
             found[warp][lane] = nearest;
@@ -392,7 +392,7 @@ extern "C" __global__ void __launch_bounds__(256) knn_backward_query(
         acc_t sum = 0;
         for (int j = 0; j < k; ++j) {
             const long long at = index[top + (long long)j * queries];
-            if (at < 0) break;  // nor has any place after it a reference
+            if (at < 0) break;  // nor has any entry after it a reference
             const acc_t apart = q - acc_t(reference[(plane + c) * references + at]);
             sum += weight[top + (long long)j * queries] * apart;
         }
@@ -400,8 +400,8 @@ extern "C" __global__ void __launch_bounds__(256) knn_backward_query(
     }
 }
 
-// The gradient of each reference from the places of the tops that have found it: order[start[r]] to
-// order[start[r + 1]], a place being j P + p
+// The gradient of each reference from the entries of the tops that have found it: order[start[r]] to
+// order[start[r + 1]], an entry being j P + p
 extern "C" __global__ void __launch_bounds__(256) knn_backward_reference(
     const scalar_t* __restrict__ query, const scalar_t* __restrict__ reference,
     const acc_t* __restrict__ weight, const long long* __restrict__ order,
@@ -413,8 +413,8 @@ extern "C" __global__ void __launch_bounds__(256) knn_backward_reference(
         const acc_t x = acc_t(reference[i]);
         acc_t sum = 0;
         for (int j = start[at]; j < start[at + 1]; ++j) {
-            const long long place = order[top + j];
-            sum += weight[top + place] * (x - acc_t(query[plane * queries + place % queries]));
+            const long long entry = order[top + j];
+            sum += weight[top + entry] * (x - acc_t(query[plane * queries + entry % queries]));
         }
         gradient[i] = scalar_t(sum);
     }

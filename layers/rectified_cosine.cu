@@ -1,4 +1,4 @@
-// What surrounds the products, which are cuBLAS's: a block a row of descriptors, or elementwise.
+// All but the matrix products, which are cuBLAS's: a block for each descriptor, or elementwise.
 
 // unit = x / length, length = max(|x|, eps)
 extern "C" __global__ void __launch_bounds__(256) rectified_cosine_unit(

@@ -10,12 +10,12 @@ type. With ``normalized`` the descriptors are of unit length already and are tak
 Products are computed in float32 or wider.
 
 Backward fills both gradients: with h = exponent (c . c)^(exponent - 1) where the cosine is positive,
-else 0 (at 0 too), G = g h for the top's gradient g, and E = G c(s),
+else 0 (at 0 too), G = g h for the top's gradient g, and E = sum_s G[r, s] c(s),
 
     da = (E - c(r) (c(r) . E)) / |a[r]|,    or E / eps where |a[r]| <= eps,    or E if normalized
 
-On CUDA the matrix products are torch's (cuBLAS), in float32, or TF32 where torch is told to; kernels
-do what surrounds them, each in one pass.
+On CUDA the matrix products are torch's (cuBLAS), in float32, or in TF32 where torch is told to;
+kernels compute the unit vectors, the powers and the slopes, each in one pass.
 
 Source: SCNet, Eq. 6 (exponent 1); Hyperpixel Flow's confidence has exponent 3.
 """
@@ -25,28 +25,30 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ._engine import cuda
 from ._engine.checks import BlobError, Shape
 from ._engine.declared import Bottom, Top
-from ._engine.definition import Definition, Spec
+from ._engine.definition import Spec, define
 from ._engine.layer import Layer
 from ._engine.params import param
 from ._engine.registry import register
 from ._engine.samples import Sample
 from ._engine.wide import wide, wide_dtype
 
+if TYPE_CHECKING:
+    import numpy as np
+
 
 @dataclass(frozen=True)
 class Params:
-    exponent: float = param(1.0, low=1, doc="of the rectified cosine")
+    exponent: float = param(1.0, low=1, doc="the power of the rectified cosine")
     normalized: bool = param(False, doc="the descriptors are unit vectors already")
-    eps: float = param(1e-12, above=0, doc="the least length to divide by")
+    eps: float = param(1e-12, above=0, unit="descriptor length", doc="the least to divide by")
 
 
 BOTTOMS = (Bottom("a", "[P, D] or [N, P, D]"), Bottom("b", "[S, D] or [N, S, D]"))
@@ -55,7 +57,7 @@ TOPS = (Top("top"),)
 
 def infer(params: Params, a: Shape, b: Shape) -> tuple[Shape]:
     """``[P, S]`` or ``[N, P, S]``; raises :class:`BlobError` for bottoms that do not fit together."""
-    one, other = _table(a), _table(b)
+    one, other = squeezed(a), squeezed(b)
     for name, shape, found in (("a", a, one), ("b", b, other)):
         if len(found) not in (2, 3):
             raise BlobError(f"expected {{{name}}} to be [P, D] or [N, P, D]", **{name: shape})
@@ -66,13 +68,14 @@ def infer(params: Params, a: Shape, b: Shape) -> tuple[Shape]:
     return ((*one[:-1], other[-2]),)
 
 
-def _table(shape: Shape) -> Shape:
+def squeezed(shape: Shape) -> Shape:
+    """A convolution's top ``[P, D, 1, 1]`` counts as ``[P, D]``."""
     return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape
 
 
 def meta(params: Params, a: Tensor, b: Tensor) -> Sequence[Spec | None]:
     """The top; the rectified cosines, unless they are the top."""
-    one, other = _table(a.shape), _table(b.shape)
+    one, other = squeezed(a.shape), squeezed(b.shape)
     shape = *one[:-1], other[-2]
     kept = None if _is_top(params, a.dtype) else (shape, wide_dtype(a.dtype))
     return (shape, a.dtype), kept
@@ -110,7 +113,7 @@ def backward(
 
 def _unit(x: Tensor, params: Params) -> tuple[Tensor, Tensor]:
     """The descriptors to multiply, in float32 or wider, and what they were divided by."""
-    x = wide(x.reshape(_table(x.shape)))
+    x = wide(x.reshape(squeezed(x.shape)))
     if params.normalized:
         return x, x.new_ones(())
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_(min=params.eps)
@@ -118,11 +121,11 @@ def _unit(x: Tensor, params: Params) -> tuple[Tensor, Tensor]:
 
 
 def _through(gradient: Tensor, unit: Tensor, length: Tensor, params: Params) -> Tensor:
-    """From the unit vectors' gradient to the descriptors'."""
+    """The descriptors' gradient, from that of the unit vectors."""
     if params.normalized:
         return gradient
     along = (gradient * unit).sum(-1, keepdim=True).masked_fill_(length <= params.eps, 0).neg_()
-    return gradient.addcmul_(unit, along).div_(length)  # with a value compilers round otherwise
+    return gradient.addcmul_(unit, along).div_(length)  # value=-1 would round otherwise when compiled
 
 
 kernels = cuda.Kernels(__file__)
@@ -133,16 +136,14 @@ def forward_cuda(params: Params, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor |
     cosine = one @ other.mT
     is_top = _is_top(params, a.dtype)
     top = cosine if is_top else torch.empty_like(cosine, dtype=a.dtype)
-    threads = cuda.threads(256)
     kernels.launch(
         "rectified_cosine_rectify",
+        params,
         scalar=a.dtype,
         cosine=cosine,
         top=None if is_top else top,
         total=cosine.numel(),
-        exponent=params.exponent,
-        grid=cuda.blocks(cosine.numel(), threads),
-        block=threads,
+        over=cosine.numel(),
     )
     return top, None if is_top else cosine
 
@@ -152,16 +153,14 @@ def backward_cuda(
 ) -> tuple[Tensor | None, Tensor | None]:
     (one, length), (other, other_length) = _unit_cuda(a, params), _unit_cuda(b, params)
     slope = torch.empty_like(cosine)
-    threads = cuda.threads(256)
     kernels.launch(
         "rectified_cosine_slope",
+        params,
         top_gradient=top_gradient.contiguous(),
         cosine=cosine,
         slope=slope,
         total=cosine.numel(),
-        exponent=params.exponent,
-        grid=cuda.blocks(cosine.numel(), threads),
-        block=threads,
+        over=cosine.numel(),
     )
     found: list[Tensor | None] = [None, None]
     if wanted[0]:
@@ -174,16 +173,16 @@ def backward_cuda(
 def _unit_cuda(x: Tensor, params: Params) -> tuple[Tensor, Tensor]:
     if params.normalized:
         return _unit(x, params)
-    x = x.reshape(_table(x.shape))
+    x = x.reshape(squeezed(x.shape))
     unit = torch.empty(x.shape, dtype=cuda.accumulator_dtype(x.dtype), device=x.device)
     length = unit.new_empty(x.shape[:-1])
     kernels.launch(
         "rectified_cosine_unit",
+        params,
         x=x.contiguous(),
         unit=unit,
         length=length,
         size=x.shape[-1],
-        eps=params.eps,
         grid=length.numel(),
         block=cuda.threads(256),
     )
@@ -198,32 +197,19 @@ def _through_cuda(
     found = torch.empty_like(gradient, dtype=bottom.dtype)
     kernels.launch(
         "rectified_cosine_descriptors",
+        params,
         unit_gradient=gradient,
         unit=unit,
         length=length,
         gradient=found,
         size=unit.shape[-1],
-        eps=params.eps,
         grid=length.numel(),
         block=cuda.threads(256),
     )
     return found.view(bottom.shape)
 
 
-definition = Definition(
-    "rectified_cosine",
-    Params,
-    BOTTOMS,
-    TOPS,
-    kept=("cosine",),
-    infer=infer,
-    meta=meta,
-    forward=forward,
-    backward=backward,
-    forward_cuda=forward_cuda,
-    backward_cuda=backward_cuda,
-    traced=True,
-)
+definition = define(__name__, kept=("cosine",), traced=True)
 
 
 def rectified_cosine(
@@ -251,31 +237,10 @@ class RectifiedCosine(Layer):
     def multiply_adds(
         cls, params: Any, bottoms: Sequence[Shape], tops: Sequence[Shape], blobs: Sequence[Shape]
     ) -> int | None:
-        return math.prod(tops[0]) * _table(bottoms[0])[-1]
+        return math.prod(tops[0]) * squeezed(bottoms[0])[-1]
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:
-        def sample(
-            name: str, a: Shape, b: Shape, *options: Any, scale: float = 1.0, check: bool = True
-        ) -> Sample:
-            """Elements of a descriptor have one sign, so that no cosine is near 0."""
-            tables = []
-            for shape in (a, b):
-                lead = len(_table(shape)) - 1
-                sign = rng.choice((-1, 1), (*shape[:lead], *(1,) * (len(shape) - lead)))
-                tables.append(torch.from_numpy(scale * sign * np.abs(rng.standard_normal(shape))))
-            return Sample(Params(*options), tuple(tables), (0, 1), name=name, check_gradient=check)
+        from ._samples import rectified_cosine as own
 
-        if size == "paper":
-            return [sample("1000 x 1000 regions", (1, 1000, 2048), (1, 1000, 2048))]
-        if size == "large":
-            return [sample("2000 x 2000 regions", (1, 2000, 2048), (1, 2000, 2048))]
-        return [
-            sample("batched", (2, 3, 4), (2, 5, 4), 1.5),
-            sample("Eq. 6", (4, 6), (5, 6)),
-            sample("cubed", (3, 5), (4, 5), 3.0),
-            sample("unit vectors", (4, 5), (3, 5), 1.0, True, scale=0.5),
-            sample("mostly below eps", (3, 4), (4, 4), 1.0, False, 2.0),
-            sample("convolution's tops", (3, 4, 1, 1), (4, 4, 1, 1)),
-            sample("long descriptors", (3, 300), (2, 300), 1.5, check=False),
-        ]
+        return own.samples(size, rng)

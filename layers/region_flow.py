@@ -1,10 +1,13 @@
-"""Dense flow from region matches, as SCNet makes it (section 5.3, after Proposal Flow).
+"""RegionFlow: the dense flow of region matches, as SCNet makes it (section 5.3, after Proposal Flow).
 
 Each region of the first image is matched with its best-scoring one of the second. In the order of
-their scores, the matches fill the pixels of their box in the first image that are still empty: a
-pixel of the box goes to the point that lies in the second image's box as it lies in its own,
-linearly between the corners, rounded to a pixel and clamped to the second image. Of equal scores
-the first is taken.
+their scores, the matches fill the pixels of their box in the first image that are still empty. From a
+box that reaches from a_1 to a_2 to one from b_1 to b_2, the pixel x goes to
+
+    x' = b_1 + (x - a_1) (b_2 - b_1) / (a_2 - a_1)
+
+rounded to a pixel and clamped to the second image, and y likewise; a length of 0 counts as 1. Of equal
+scores the first is taken.
 
 Bottoms: scores ``[P, S]``; rois_a ``[P, 5]`` and rois_b ``[S, 5]`` rows (batch, x1, y1, x2, y2) in
 image pixels (or ``[., 4]`` without batch; boxes as ``_geometry/boxes.py`` has them); image1 ``[1, C,
@@ -28,7 +31,7 @@ from ._engine.definition import Definition, Spec
 from ._engine.layer import Layer
 from ._engine.params import NoParams
 from ._engine.registry import register
-from ._engine.samples import Sample, distinct
+from ._engine.samples import Sample
 from ._engine.sizes import size_tensor
 from ._geometry.boxes import corners, expect_boxes, expect_finite
 from ._geometry.regions import best_matches
@@ -48,7 +51,7 @@ TOPS = (Top("flow", "to round has none"),)
 def infer(
     params: NoParams, scores: Shape, rois_a: Shape, rois_b: Shape, image1: Shape, image2: Shape
 ) -> tuple[Shape, ...]:
-    """Shape of the flow; raises BlobError."""
+    """``[1, 2, H, W]``; raises :class:`BlobError` for bottoms that do not fit together."""
     expect_axes("P S", scores=scores)
     expect_boxes(rois_a=rois_a, rois_b=rois_b)
     expect_axes("N C H W", image1=image1, image2=image2)
@@ -121,7 +124,7 @@ def first_cover(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def first_cover_chunked(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """The same without reading a corner on the host."""
+    """The same without reading a box on the host."""
     owner = torch.full(size, -1, device=boxes.device)
     rows = torch.arange(size[0], device=boxes.device)
     columns = torch.arange(size[1], device=boxes.device)
@@ -166,18 +169,6 @@ class RegionFlow(Layer):
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:
-        """Random boxes, some across the border, and scores without ties."""
-        p, s, a, b = {
-            "small": (7, 5, (13, 17), (11, 19)),
-            "paper": (500, 500, (375, 500), (333, 500)),
-            "large": (1000, 1000, (375, 500), (333, 500)),
-        }[size]
-        rois = [_rois(rng, count, height, width) for count, (height, width) in ((p, a), (s, b))]
-        images = [torch.zeros(1, 3, *shape, dtype=torch.float64) for shape in (a, b)]
-        return [Sample(NoParams(), (distinct(rng, (p, s)), *rois, *images), differentiable=())]
+        from ._samples import region_flow as own
 
-
-def _rois(rng: np.random.Generator, count: int, height: int, width: int) -> Tensor:
-    low = rng.integers(-2, (width // 2, height // 2), (count, 2))
-    high = low + rng.integers(0, (width // 2 + 3, height // 2 + 3), (count, 2))
-    return torch.from_numpy(np.concatenate([np.zeros((count, 1)), low, high], 1))
+        return own.samples(size, rng)

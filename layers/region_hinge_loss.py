@@ -2,14 +2,15 @@
 
     L = 1 / (2 N) (sum over positives of max(0, margin - z) + sum over negatives of max(0, margin + z))
 
-N is the number of positives. Bottoms: ``scores`` z of any shape, any floating type; ``label`` of the
-same shape and any type: 1 a positive, 0 a negative, others do not count (RegionPairSampling's top).
-Tops, scalars in float32 or wider, any number from the first: ``loss``, the part of it due to
-positives, the part due to negatives; only ``loss`` has a gradient.
+N is the number of positives; without any, loss and gradient are 0.
+
+Bottoms: ``scores`` z of any shape, any floating type; ``label`` of the same shape and any type: 1 a
+positive, 0 a negative, others are not counted (RegionPairSampling's top). Tops, scalars in float32 or
+wider, any number from the first: ``loss``, the part of it due to positives, the part due to
+negatives; only ``loss`` has a gradient.
 
 Backward fills the scores' gradient: with g the loss' gradient, -g / (2 N) for a positive with
-z < margin, g / (2 N) for a negative with z > -margin, else 0, on the edge too. Without positives
-loss and gradient are 0.
+z < margin, g / (2 N) for a negative with z > -margin, else 0, also where z is margin or -margin.
 
 Source: SCNet, Eq. 5 with the hinge; the division by 2 N is the released code's.
 """
@@ -18,25 +19,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ._engine.checks import BlobError, Shape
 from ._engine.declared import Bottom, Role, Top, Trait
-from ._engine.definition import Definition, Spec
+from ._engine.definition import Spec, define
 from ._engine.layer import Layer
 from ._engine.params import param
 from ._engine.registry import register
 from ._engine.samples import Sample
 from ._engine.wide import wide, wide_dtype
 
+if TYPE_CHECKING:
+    import numpy as np
+
 
 @dataclass(frozen=True)
 class Params:
-    margin: float = param(1.0, low=0, unit="score")
+    margin: float = param(1.0, low=0, unit="score", doc="how far from 0 scores should lie")
 
 
 BOTTOMS = (Bottom("scores", "of any shape"), Bottom("label", "of the same", Role.LABEL))
@@ -93,19 +96,7 @@ def _share(num_positives: Tensor, dtype: torch.dtype) -> Tensor:
     return 0.5 / num_positives.to(dtype).clamp(min=1) * (num_positives > 0)
 
 
-definition = Definition(
-    "region_hinge_loss",
-    Params,
-    BOTTOMS,
-    TOPS,
-    kept=("num_positives",),
-    infer=infer,
-    meta=meta,
-    forward=forward,
-    backward=backward,
-    traced=True,
-    result=Tops,
-)
+definition = define(__name__, kept=("num_positives",), traced=True)
 
 
 def region_hinge_loss(scores: Tensor, label: Tensor, margin: float = Params.margin) -> Tensor:
@@ -126,22 +117,6 @@ class RegionHingeLoss(Layer):
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:
-        def sample(name: str, shape: Shape, margin: float = 1.0, least: float = 0.0) -> Sample:
-            """Scores around both edges of the hinge, and none within 0.01 margins of them."""
-            away = rng.uniform(0.01, 1.0, shape) * rng.choice((-1, 1), shape)
-            edge = rng.choice((-1, 1), shape) if least < 0 else 1
-            z = np.maximum(margin * (edge + away), least * margin)
-            label = np.resize([1.0, 0.0, -1.0, 0.0], shape)
-            bottoms = (torch.from_numpy(z), torch.from_numpy(label))
-            return Sample(Params(margin), bottoms, name=name)
+        from ._samples import region_hinge_loss as own
 
-        if size == "paper":
-            return [sample("500 x 500 regions", (500, 500))]
-        if size == "large":
-            return [sample("2000 x 2000 regions", (2000, 2000))]
-        return [
-            sample("rectified scores", (5, 6)),
-            sample("both edges", (4, 7), 0.5, -3.0),
-            sample("a list", (9,), 2.0),
-            sample("several blocks", (33, 40)),
-        ]
+        return own.samples(size, rng)

@@ -1,17 +1,18 @@
 """RegionPairSampling: which matches of regions are learnt from, true ones and the hardest false ones.
 
 Bottoms: ``scores`` ``[P, S]`` of matches of the regions r of image A with the regions s of image B,
-any floating type, by which false ones are ranked: the appearance f as the paper has it, or z as the
-released code; ``rois_b`` ``[S, 5]`` (batch, x1, y1, x2, y2) or ``[S, 4]``; ``truth`` ``[P, 5]``, rows
+any floating type, which rank the false ones: the appearance f in the paper, z in the released code;
+``rois_b`` ``[S, 5]`` (batch, x1, y1, x2, y2) or ``[S, 4]``; ``truth`` ``[P, 5]``, rows
 (x1, y1, x2, y2, s): the true match in B of each region of A, s = 1, or none, s = -1; or ``[P, 4]``,
 where each has one. Boxes in image pixels, x2 and y2 inside.
 
 Tops: ``label`` ``[P, S]`` in the scores' type, 1 a positive, 0 a negative, -1 neither; the number of
 positives and of negatives, int64 scalars. No gradient.
 
-A match is positive if the IoU of s with r's truth is above ``positive_iou``. Negative are the
-highest-scored of the row's matches with an IoU below ``negative_iou`` (RELEASED: not above it), as
-many as the row has positives, or all, if they are fewer. Of equal scores the first is taken.
+A match is positive if the IoU of s with r's truth is above ``positive_iou``. Candidates for negatives
+are the matches with an IoU below ``negative_iou`` (RELEASED: not above it). Of these each row takes
+as many as it has positives, those of the highest scores, or all, if they are fewer. Of equal scores
+the first is taken.
 
 =========  ============  ============
 rule       positive_iou  negative_iou
@@ -31,20 +32,23 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ._engine.checks import BlobError, Shape, deferred, expect_axes, raise_if
+from ._engine.checks import BlobError, Shape, expect_axes
 from ._engine.declared import Bottom, Role, Top
-from ._engine.definition import Definition, Spec
+from ._engine.definition import Spec, define
 from ._engine.layer import Layer
 from ._engine.params import param
 from ._engine.registry import register
 from ._engine.samples import Sample
 from ._geometry import boxes
+from ._geometry.labels import expect_labels
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Rule(enum.Enum):
@@ -59,9 +63,9 @@ THRESHOLDS = {Rule.PAPER: (0.6, 0.4), Rule.RELEASED: (0.5, 0.2)}
 
 @dataclass(frozen=True)
 class Params:
-    rule: Rule = param(Rule.PAPER)
-    positive_iou: float | None = param(None, low=0, high=1, doc="the rule's if not given")
-    negative_iou: float | None = param(None, low=0, high=1, doc="the rule's if not given")
+    rule: Rule = param(Rule.PAPER, doc="the default thresholds; RELEASED includes negative_iou")
+    positive_iou: float | None = param(None, low=0, high=1, doc="positives are above (default: rule's)")
+    negative_iou: float | None = param(None, low=0, high=1, doc="negatives are below (default: rule's)")
 
     @property
     def thresholds(self) -> tuple[float, float]:
@@ -113,17 +117,8 @@ def expect(params: Params, scores: Tensor, rois_b: Tensor, truth: Tensor) -> Non
     columns = "x1, y1, x2, y2, s" if truth.shape[1] == 5 else ""
     boxes.expect_finite(columns, truth=truth)
     if truth.shape[1] == 5:
-        _expect_labels(truth)
-
-
-def _expect_labels(truth: Tensor) -> None:
-    wrong = (truth[:, 4] != 1) & (truth[:, 4] != -1)
-    if deferred(truth):
-        raise_if(wrong.any().reshape(1), "truth: s not 1 or -1")
-    elif bool(wrong.any()):
-        row = int(wrong.nonzero()[0])
-        text = f"{{truth}}: row {row} has s = {truth[row, 4].item():g}, not 1 or -1"
-        raise BlobError(text, truth=truth.shape)
+        s = truth[:, 4]
+        expect_labels((s != 1) & (s != -1), "1 or -1", truth=truth)
 
 
 def forward(params: Params, scores: Tensor, rois_b: Tensor, truth: Tensor) -> tuple[Tensor, ...]:
@@ -141,17 +136,7 @@ def forward(params: Params, scores: Tensor, rois_b: Tensor, truth: Tensor) -> tu
     return label, positive.sum(), negative.sum()
 
 
-definition = Definition(
-    "region_pair_sampling",
-    Params,
-    BOTTOMS,
-    TOPS,
-    infer=infer,
-    meta=meta,
-    expect=expect,
-    forward=forward,
-    result=Tops,
-)
+definition = define(__name__)
 
 
 def region_pair_sampling(
@@ -182,22 +167,6 @@ class RegionPairSampling(Layer):
 
     @staticmethod
     def samples(size: str, rng: np.random.Generator) -> list[Sample]:
-        def sample(name: str, p: int, s: int, *options: Any) -> Sample:
-            """Boxes around a few centres, so that many overlap."""
-            corner = rng.integers(0, 4, (p + s, 2)) * 20 + rng.integers(0, 8, (p + s, 2))
-            table = np.concatenate((corner, corner + rng.integers(20, 32, (p + s, 2))), axis=1)
-            truth = np.concatenate((table[:p], rng.choice((1, 1, -1), (p, 1))), axis=1)
-            rois = np.concatenate((np.zeros((s, 1)), table[p:]), axis=1)
-            bottoms = (rng.random((p, s)), rois, truth.astype(float))
-            return Sample(Params(*options), tuple(map(torch.from_numpy, bottoms)), (), (), name=name)
+        from ._samples import region_pair_sampling as own
 
-        if size == "paper":
-            return [sample("500 x 500 regions", 500, 500)]
-        if size == "large":
-            return [sample("2000 x 2000 regions", 2000, 2000)]
-        return [
-            sample("paper", 12, 30),
-            sample("released", 12, 30, Rule.RELEASED),
-            sample("few negatives", 9, 25, Rule.PAPER, 0.01, 0.01),
-            sample("other thresholds", 10, 40, Rule.RELEASED, 0.3, 0.3),
-        ]
+        return own.samples(size, rng)

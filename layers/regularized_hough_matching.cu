@@ -28,7 +28,7 @@ extern "C" __global__ void __launch_bounds__(256) regularized_hough_matching_sum
     partial[row * across + dx] = sum;
 }
 
-// The place of a match's displacement among the sums, -1 for a match that does not count
+// Where a match's displacement lies among the sums, -1 for a match that does not count
 struct Displacement {
     int top_b, left_b, kept_h_a, kept_w_a, kept_h_b, kept_w_b, r, c;
     long long n;

@@ -85,12 +85,12 @@ __device__ inline Maximum maximum_of(
 extern "C" __global__ void __launch_bounds__(256) roi_pooling_forward(
     const scalar_t* __restrict__ map, const float* __restrict__ narrow, const double* __restrict__ wide,
     scalar_t* __restrict__ top, int* __restrict__ argmax, int* __restrict__ flag, int channels,
-    int height, int width, int last_image, int pooled_h, int pooled_w, double scale) {
+    int height, int width, int last_image, int pooled_h, int pooled_w, double spatial_scale) {
     __shared__ Span spans[2][TILE];
     __shared__ acc_t values[TILE][TILE + 1];
     __shared__ int cells[TILE][TILE + 1];
     const int bins = pooled_h * pooled_w;
-    const Rois rois = {narrow, wide, scale};
+    const Rois rois = {narrow, wide, spatial_scale};
     const Tile at = tile_of(channels, bins);
     for (int i = threadIdx.x; i < 2 * TILE; i += blockDim.x) {
         const int axis = i / TILE, bin = at.first + i % TILE;

@@ -18,10 +18,12 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
+from cortado.layers import _hyperpixels as hyperpixels
 from cortado.layers import hyperpixel_correlation as correlation
 from cortado.layers import regularized_hough_matching as hough
 from cortado.layers._data.keypoint_pairs import KeypointPair
-from cortado.layers._geometry.cells import CellParams
+from cortado.layers._displacements import displacement_sums, looked_up
+from cortado.layers._geometry.cells import CellParams, Kept
 from cortado.layers._geometry.keypoints import pair_pck
 from cortado.layers._geometry.transfer import Steps
 from cortado.prototxt_like.source import SpecError
@@ -110,7 +112,7 @@ class Pair:
         for layers in sets:
             for block in layers:
                 if block not in self.products:
-                    self.products[block] = correlation.product(a.maps[block], b.maps[block])
+                    self.products[block] = hyperpixels.product(a.maps[block], b.maps[block])
                 if (key := self._key(layers[0], block)) not in self.lengths:
                     self.lengths[key] = _lengths(a.maps[block], key[1]), _lengths(b.maps[block], key[2])
 
@@ -142,32 +144,32 @@ class Pair:
         ``[H, W, H', W']``; all cells vote."""
         sums = space.down.new_zeros(1, len(space.down), len(space.across))
         for rows, similarity in self._similarities(layers, space.kept):
-            some = hough.displacement_sums(similarity.unbind(2), similarity.shape, similarity)
+            some = displacement_sums(similarity.unbind(2), similarity.shape, similarity)
             sums.narrow(1, len(into) - rows.stop, some.shape[1]).add_(some)
             into[rows][wanted[rows]] = similarity[0][wanted[rows]]
         votes = space.votes(sums).to(into.dtype)
-        for c, (found,) in enumerate(hough.looked_up(votes, (1, *into.shape))):
+        for c, (found,) in enumerate(looked_up(votes, (1, *into.shape))):
             into[wanted[:, c], c] *= found[wanted[:, c]]
 
-    def _similarities(self, layers: Layers, kept: correlation.Kept) -> Iterator[tuple[slice, Tensor]]:
+    def _similarities(self, layers: Layers, kept: Kept) -> Iterator[tuple[slice, Tensor]]:
         """Some rows of A after the other, and the similarities ``[1, rows, W, H', W']`` of theirs."""
         by_size: dict[torch.Size, list[Tensor]] = {}
         for block in layers:
             by_size.setdefault(self.products[block].shape[1:], []).append(self.products[block])
         (grid, base), *others = by_size.items()
         terms = [_summed(base, kept)]
-        terms += [correlation.added(_sum(products), grid, kept) for _, products in others]
+        terms += [hyperpixels.upsampled_term(_sum(products), grid, kept) for _, products in others]
         found = [self.lengths[self._key(layers[0], block)] for block in layers]
         a, b = (_sum([both[i] for both in found])[:, *kept[2 * i :][:2]] for i in (0, 1))
         params = self.rules.correlation
-        for rows, cosine in correlation.cosines(terms, a, b, params.eps):
+        for rows, cosine in hyperpixels.cosines(terms, a, b, params.eps):
             yield rows, cosine if params.exponent == 1 else cosine.pow_(params.exponent)
 
 
 def _lengths(x: Tensor, base: torch.Size) -> Tensor:
     """Squared lengths of a map's cells, upsampled to a base ``[1, H, W]``."""
     every = [slice(0, count) for count in base]
-    return correlation.Square.of(x, base, every)(x).clamp_(min=0)
+    return hyperpixels.Square.of(x, base, every)(x).clamp_(min=0)
 
 
 def _sum(parts: Sequence[Tensor]) -> Tensor:
@@ -177,7 +179,7 @@ def _sum(parts: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def _summed(products: Sequence[Tensor], kept: correlation.Kept) -> correlation.Add:
+def _summed(products: Sequence[Tensor], kept: Kept) -> hyperpixels.Term:
     """Adds some rows of products of the base's size to a numerator."""
     parts = [each[:, *kept] for each in products]
 

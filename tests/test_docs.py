@@ -118,7 +118,7 @@ def test_examples(path):
         ("L = 1/(2N) sum_i s_i d_i^2", r"L = 1/(2N) \sum_{i} s_{i} d_{i}^{2}"),
         ("c = 1 for s_i = 1,    else 0", r"c = 1 \text{ for } s_{i} = 1, \quad \text{ else } 0"),
         ("z = top . x'^-beta  (Eq. 7)", r"z = \mathrm{top} \cdot x'^{-\beta} \quad \text{ (Eq. 7) }"),
-        ("(x - mean_x) ^ power <- t1", r"(x - \mathrm{mean\_x}) ^{\mathrm{power}} \leftarrow t_{1}"),
+        ("(x - mean_x) ^ power <- t1", r"(x - \mathrm{mean}_{x}) ^{\mathrm{power}} \leftarrow t_{1}"),
     ],
 )
 @pytest.mark.usefixtures("generate")

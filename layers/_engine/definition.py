@@ -10,15 +10,20 @@ what is saved for backward, autocast, and the checks that come before.
 
     BOTTOMS = (Bottom("bottom", "[N, C, ...]"),)
     TOPS = (Top("top"),)
-    definition = Definition(
-        "scaled", Params, BOTTOMS, TOPS, infer=infer, meta=meta, forward=forward, backward=backward
-    )
+
+    def infer(params, bottom): ...
+    def meta(params, bottom): ...
+    def forward(params, bottom): ...
+    def backward(params, top_gradient, bottom): ...
+
+    definition = define(__name__)
     top = definition(Params(factor=2.0), bottom)
 """
 
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -38,7 +43,7 @@ from .checks import (
 )
 from .declared import OWN, Bottom, Role, Top
 from .dispatch import forced, kernels_for, runs_kernels, use_cuda
-from .parallel import balanced, place
+from .parallel import balanced, rank_and_size
 from .schema import Schema
 from .sizes import shape_of, size_of, size_tensor
 
@@ -182,7 +187,7 @@ class Definition:
             outputs = self._operated(params, every)
         else:
             outputs = self._eager(params, every, first)
-        if place()[1] > 1:
+        if rank_and_size()[1] > 1:
             outputs = self._balanced(outputs)
         if len(self.tops) == 1:
             return outputs[0]
@@ -427,6 +432,24 @@ class Definition:
     def runs_kernels(self, path: str, tensors: Sequence[Tensor]) -> bool:
         """Whether an operator that is given these, and a forced path or "", runs the kernels."""
         return self.forwards[1] is not None and runs_kernels(path, *tensors)
+
+
+FUNCTIONS = ("infer", "meta", "expect", "forward", "backward", "forward_cuda", "backward_cuda")
+
+
+def define(module: str, name: str = "", **rest: Any) -> Definition:
+    """The definition of the layer that a file is about: ``define(__name__, kept=("norm",))``.
+
+    The file's own ``Params``, ``BOTTOMS``, ``TOPS``, ``infer``, ``meta``, ``expect``, ``forward``,
+    ``backward``, ``forward_cuda``, ``backward_cuda`` and ``Tops`` are what :class:`Definition` takes,
+    those of them that are there; ``name`` is the file's if it is not given.
+    """
+    own = vars(sys.modules[module])
+    functions: Any = {function: own[function] for function in FUNCTIONS if function in own}
+    title = name or module.rpartition(".")[2]
+    return Definition(
+        title, own["Params"], own["BOTTOMS"], own["TOPS"], result=own.get("Tops"), **functions, **rest
+    )
 
 
 def _without_values(x: Any) -> Any:

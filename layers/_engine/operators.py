@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from .definition import Definition
 
 NAMESPACE = "cortado"
-_libraries: dict[str, torch.library.Library] = {}
-
-
 _counts = True
 
 
@@ -50,24 +48,58 @@ def _without_unbacked(yes: bool) -> Iterator[None]:
         _counts = before
 
 
+@dataclass
+class Pair:
+    """The operators of a layer, and the library that holds them: while they live, nothing may end it,
+    for graphs that were compiled keep pointers to them."""
+
+    schemas: tuple[str, str, bool]
+    library: torch.library.Library
+    forward: _Forward
+    backward: _Backward | None
+
+
+_pairs: dict[str, list[Pair]] = {}
+
+
 def register(d: Definition) -> tuple[Any, Any]:
-    """The layer's operators, the second None without a backward. They replace those of a definition of
-    the same name that was there before: a plugin read again, a notebook's cell."""
-    if d.name in _libraries:
-        _libraries.pop(d.name)._destroy()
-    library = _libraries[d.name] = torch.library.Library(NAMESPACE, "FRAGMENT")
-    backward = _Backward(d, library).operator if d.backwards[0] else None
-    return _Forward(d, library).operator, backward
+    """The layer's operators, the second None without a backward.
+
+    A definition made anew, of a plugin read again or a notebook's cell, takes over the operators; with
+    another schema it gets operators with a number. Raises TypeError for a name that another file has.
+    """
+    known = _pairs.setdefault(d.name, [])
+    for pair in known:
+        _expect_the_same_file(pair.forward.d, d)
+    learns = bool(d.learning)
+    schemas = _forward_schema(d), _backward_schema(d) if learns else "", d.keeps_half
+    pair = next((pair for pair in known if pair.schemas == schemas), None)
+    if pair is None:
+        name = d.name if not known else f"{d.name}_{len(known) + 1}"
+        library = torch.library.Library(NAMESPACE, "FRAGMENT")
+        backward = _Backward(d, library, f"{name}_backward", schemas[1]) if learns else None
+        pair = Pair(schemas, library, _Forward(d, library, name, schemas[0]), backward)
+        known.append(pair)
+    pair.forward.d = d
+    if pair.backward:
+        pair.backward.d = d
+    return pair.forward.operator, pair.backward and pair.backward.operator
+
+
+def _expect_the_same_file(known: Definition, d: Definition) -> None:
+    files = [x.forwards[0].__code__.co_filename for x in (known, d)]
+    modules = {x.forwards[0].__module__ for x in (known, d)}
+    if files[0] != files[1] and modules != {"__main__"}:
+        text = f'the operator "{NAMESPACE}::{d.name}" is defined twice: {files[0]} and {files[1]}'
+        raise TypeError(text)
 
 
 class _Operator:
     """What both have in common: a name, a schema, and how arguments are read."""
 
-    def __init__(
-        self, d: Definition, library: torch.library.Library, name: str, arguments: list[str], gives: str
-    ) -> None:
+    def __init__(self, d: Definition, library: torch.library.Library, name: str, schema: str) -> None:
         self.d, self.qualified = d, f"{NAMESPACE}::{name}"
-        library.define(f"{name}({', '.join(arguments)}) -> {gives}")
+        library.define(f"{name}{schema}")
         self.operator = getattr(getattr(torch.ops, NAMESPACE), name).default
         self.defaults = [argument.default_value for argument in self.operator._schema.arguments]
         library.impl(name, self.run, "CompositeExplicitAutograd")
@@ -91,11 +123,8 @@ class _Operator:
 class _Forward(_Operator):
     """``cortado::<layer>(bottoms, parameters, keep where it is asked, path) -> tops, kept tensors``."""
 
-    def __init__(self, d: Definition, library: torch.library.Library) -> None:
-        bottoms = [f"{_tensor(bottom)} {bottom.name}" for bottom in d.bottoms]
-        last = [*(["bool keep=True"] if d.keeps else []), 'str path=""']
-        gives = f"({', '.join(['Tensor'] * len(d.outputs))})"
-        super().__init__(d, library, d.name, [*bottoms, *d.schema.arguments, *last], gives)
+    def __init__(self, d: Definition, library: torch.library.Library, name: str, schema: str) -> None:
+        super().__init__(d, library, name, schema)
         if d.learning and not d.keeps_half:
             for device in ("cpu", "cuda"):
                 torch.library.register_autocast(self.qualified, device, torch.float32, lib=library)
@@ -175,22 +204,8 @@ class _Backward(_Operator):
     parameters and the path.
     """
 
-    def __init__(self, d: Definition, library: torch.library.Library) -> None:
-        arguments = []
-        for kind, i in d.named:
-            if kind == "gradient":
-                arguments.append(f"Tensor {d.outputs[i]}_gradient")
-            elif kind == "output":
-                arguments.append(f"Tensor {d.outputs[i]}")
-            elif kind == "bottom":
-                arguments.append(f"{_tensor(d.bottoms[i])} {d.bottoms[i].name}")
-            elif kind in FACTS:
-                arguments.append(f"{FACTS[kind]} {d.bottoms[i].name}_{kind}")
-        for i in d.unseen:
-            name = d.bottoms[i].name
-            arguments += [f"SymInt[] {name}_sizes", f"int[] {name}_axes", f"ScalarType {name}_type"]
-        arguments += ["bool[] wanted", *d.schema.arguments, 'str path=""']
-        super().__init__(d, library, f"{d.name}_backward", arguments, "Tensor[]")
+    def __init__(self, d: Definition, library: torch.library.Library, name: str, schema: str) -> None:
+        super().__init__(d, library, name, schema)
         torch.library.register_autograd(self.qualified, self.no_second, lib=library)
 
     def read(self, arguments: Sequence[Any]) -> tuple[list[Any], list[Any], Sequence[bool], Any, str]:
@@ -231,6 +246,31 @@ class _Backward(_Operator):
 
     def no_second(self, ctx: Any, *gradients: Any) -> Any:
         raise RuntimeError(refusal(self.d.name, "second derivative"))
+
+
+def _forward_schema(d: Definition) -> str:
+    bottoms = [f"{_tensor(bottom)} {bottom.name}" for bottom in d.bottoms]
+    last = [*(["bool keep=True"] if d.keeps else []), 'str path=""']
+    given = ", ".join([*bottoms, *d.schema.arguments, *last])
+    return f"({given}) -> ({', '.join(['Tensor'] * len(d.outputs))})"
+
+
+def _backward_schema(d: Definition) -> str:
+    arguments = []
+    for kind, i in d.named:
+        if kind == "gradient":
+            arguments.append(f"Tensor {d.outputs[i]}_gradient")
+        elif kind == "output":
+            arguments.append(f"Tensor {d.outputs[i]}")
+        elif kind == "bottom":
+            arguments.append(f"{_tensor(d.bottoms[i])} {d.bottoms[i].name}")
+        elif kind in FACTS:
+            arguments.append(f"{FACTS[kind]} {d.bottoms[i].name}_{kind}")
+    for i in d.unseen:
+        name = d.bottoms[i].name
+        arguments += [f"SymInt[] {name}_sizes", f"int[] {name}_axes", f"ScalarType {name}_type"]
+    given = ", ".join([*arguments, "bool[] wanted", *d.schema.arguments, 'str path=""'])
+    return f"({given}) -> Tensor[]"
 
 
 def _tensor(bottom: Bottom) -> str:

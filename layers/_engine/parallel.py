@@ -30,15 +30,15 @@ def together(yes: bool = True) -> Iterator[None]:
         _together = before
 
 
-def place() -> tuple[int, int]:
+def rank_and_size() -> tuple[int, int]:
     """This process's rank and the number of processes that work on the batch: (0, 1) if alone."""
     return (dist.get_rank(), dist.get_world_size()) if _together else (0, 1)
 
 
-def samples(position: int, batch_size: int) -> tuple[range, int]:
+def share(position: int, batch_size: int) -> tuple[range, int]:
     """The numbers of this process's samples of the batch that begins at ``position`` of a data
     layer, and where the next batch begins."""
-    rank, world = place()
+    rank, world = rank_and_size()
     first = position + rank * batch_size
     return range(first, first + batch_size), position + world * batch_size
 
@@ -50,7 +50,7 @@ def balanced(loss: Tensor, count: Tensor) -> Tensor:
     ``loss`` as it is where there is one process. The counts are summed over the processes without
     waiting for the device.
     """
-    _, world = place()
+    _, world = rank_and_size()
     if world == 1 or valueless(loss):
         return loss
     total = count.detach().to(torch.float64, copy=True)
@@ -62,7 +62,7 @@ def balanced(loss: Tensor, count: Tensor) -> Tensor:
 def own_rows(shape: tuple[int, ...], draw: Callable[[tuple[int, ...]], Tensor]) -> Tensor:
     """``draw(shape)``, where row n is drawn as row n + rank N of the whole batch is: all processes
     draw the same numbers for all rows. Without axes there are no rows: all have the same number."""
-    rank, world = place()
+    rank, world = rank_and_size()
     if world == 1 or not shape:
         return draw(shape)
     return draw((world * shape[0], *shape[1:]))[rank * shape[0] : (rank + 1) * shape[0]]

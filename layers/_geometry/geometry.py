@@ -19,7 +19,7 @@ from .._engine.checks import BlobError, deferred, raise_if
 
 
 @dataclass(frozen=True, eq=False)
-class Corners:
+class Cells:
     """The cells a point is read from: 4 of them (bilinear) or 1 (nearest).
 
     ``index`` ``[N, K, P]`` int64, cells ``v W + u``; ``weight`` ``[N, K, P]``, which sum to 1.
@@ -40,20 +40,20 @@ def to_points(index: Tensor, width: int, factor: float, offset: float = 0.0) -> 
     return cells.double() * factor + offset
 
 
-def corners(
+def cells_around(
     xy: Tensor,
     height: int,
     width: int,
     factor: float,
     offset: float = 0.0,
     bilinear: bool = True,
-) -> Corners:
+) -> Cells:
     """The cells of a ``height`` x ``width`` map that image points ``xy`` ``[N, P, 2]`` read."""
     u, v = to_cells(xy, factor, offset).nan_to_num(nan=0.0).unbind(-1)
     u, v = u.clamp(0, width - 1), v.clamp(0, height - 1)
     if not bilinear:
         index = (v + 0.5).floor().long() * width + (u + 0.5).floor().long()
-        return Corners(index[:, None], torch.ones_like(u)[:, None])
+        return Cells(index[:, None], torch.ones_like(u)[:, None])
     left, top = u.floor(), v.floor()
     right_share, lower_share = u - left, v - top
     u0, v0 = left.long(), top.long()
@@ -62,15 +62,15 @@ def corners(
     index = torch.stack((upper + u0, upper + u1, lower + u0, lower + u1), dim=1)
     columns = torch.stack((1 - right_share, right_share), dim=1)
     weight = torch.cat((columns * (1 - lower_share)[:, None], columns * lower_share[:, None]), dim=1)
-    return Corners(index, weight)
+    return Cells(index, weight)
 
 
 def nearest_cells(xy: Tensor, height: int, width: int, factor: float, offset: float = 0.0) -> Tensor:
     """The index ``[N, P]`` of the cell nearest to each image point ``xy`` ``[N, P, 2]``."""
-    return corners(xy, height, width, factor, offset, bilinear=False).index[:, 0]
+    return cells_around(xy, height, width, factor, offset, bilinear=False).index[:, 0]
 
 
-def read(feature: Tensor, at: Corners) -> Tensor:
+def read(feature: Tensor, at: Cells) -> Tensor:
     """The map ``[N, C, H, W]`` at the points: ``[N, C, P]``, in float32 or wider."""
     order = _along_memory(at)
     index, weight = _take(at.index, order), _take(at.weight, order)
@@ -80,12 +80,12 @@ def read(feature: Tensor, at: Corners) -> Tensor:
     cells = feature.flatten(2).gather(2, index).to(_wide(feature.dtype)).view(n, channels, k, p)
     weight = weight.to(cells.dtype)[:, None]
     total = cells[:, :, 0] * weight[:, :, 0]
-    for corner in range(1, k):
-        total.addcmul_(cells[:, :, corner], weight[:, :, corner])
+    for i in range(1, k):
+        total.addcmul_(cells[:, :, i], weight[:, :, i])
     return _take(total, order.argsort(1))
 
 
-def scatter(top: Tensor, at: Corners, height: int, width: int) -> Tensor:
+def scatter(top: Tensor, at: Cells, height: int, width: int) -> Tensor:
     """The adjoint of :func:`read`: ``[N, C, P]`` -> ``[N, C, H, W]``; points of one cell add up.
 
     In float32 or wider, and in a fixed order on every device.
@@ -106,7 +106,7 @@ def scatter(top: Tensor, at: Corners, height: int, width: int) -> Tensor:
     return cells.view(n, channels, height, width)
 
 
-def _along_memory(at: Corners) -> Tensor:
+def _along_memory(at: Cells) -> Tensor:
     """The points in the order of their cells: a walk along memory is several times faster."""
     return at.index[:, 0].argsort(dim=1, stable=True)
 

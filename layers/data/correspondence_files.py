@@ -249,7 +249,7 @@ class CorrespondenceFiles(BatchLayer):
         return image1, image2, (n, params.num_points, 5), (n, 1)
 
     def forward(self) -> tuple[Tensor, ...]:
-        numbers, self.position = parallel.samples(self.position, self.params.batch_size)
+        numbers, self.position = parallel.share(self.position, self.params.batch_size)
         first, second, pairs, count = zip(*map(self.sample, numbers), strict=True)
         num_pairs = torch.tensor(count, dtype=torch.float32)[:, None]
         return torch.stack(first), torch.stack(second), torch.stack(pairs), num_pairs

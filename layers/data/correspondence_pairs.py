@@ -49,7 +49,7 @@ class CorrespondencePairs(ViewsLayer):
     infer = staticmethod(infer)
 
     def forward(self) -> tuple[Tensor, ...]:
-        numbers, self.position = parallel.samples(self.position, self.params.batch_size)
+        numbers, self.position = parallel.share(self.position, self.params.batch_size)
         samples = [self.sample(number) for number in numbers]
         first, second, pairs, count = zip(*samples, strict=True)
         image1 = transform(torch.stack(first), self.params.transform_param)

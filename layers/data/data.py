@@ -28,7 +28,6 @@ from .._data.caffe_files import read_datum
 from .._data.lmdb_file import LmdbFile
 from .._data.transform import Transformer, TransformParams
 from .._engine.checks import Shape
-from .._engine.parallel import samples
 from .._engine.params import param
 from .._engine.registry import register
 
@@ -103,7 +102,7 @@ class Data(BatchLayer):
             raise ValueError(f'record {record} of "{p.source}": {error}') from None
 
     def forward(self) -> tuple[Tensor, Tensor]:
-        numbers, self.position = samples(self.position, self.params.batch_size)
+        numbers, self.position = share(self.position, self.params.batch_size)
         made: list[Tensor] = []
         labels = []
         for number in numbers:

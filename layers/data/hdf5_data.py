@@ -20,7 +20,6 @@ from .._data.files import read_text
 from .._data.hdf5_file import Hdf5Error, expect_numbers, member, open_hdf5, reading
 from .._data.transform import TransformParams
 from .._engine.checks import Shape
-from .._engine.parallel import samples
 from .._engine.params import param
 from .._engine.registry import register
 
@@ -118,7 +117,7 @@ class HDF5Data(BatchLayer):
                 self.round, self.turn = self.round + 1, 0
 
     def forward(self) -> tuple[Tensor, ...]:
-        own, after = samples(0, self.params.batch_size)
+        own, after = share(0, self.params.batch_size)
         self.skip(own.start)
         rows = [self.row() for _ in own]
         self.skip(after - own.stop)

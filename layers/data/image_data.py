@@ -25,7 +25,6 @@ from .._data.files import read_text
 from .._data.images import planes, read_image
 from .._data.transform import ChannelOrder, Transformer, TransformParams, resized
 from .._engine.checks import Shape
-from .._engine.parallel import samples
 from .._engine.params import param
 from .._engine.registry import register
 
@@ -116,7 +115,7 @@ class ImageData(BatchLayer):
         return self.shuffled(number, count) if self.params.shuffle else number % count
 
     def forward(self) -> tuple[Tensor, Tensor]:
-        numbers, self.position = samples(self.position, self.params.batch_size)
+        numbers, self.position = share(self.position, self.params.batch_size)
         made: list[Tensor] = []
         labels = []
         for number in numbers:

@@ -80,7 +80,7 @@ class KeypointPairs(BatchLayer):
         return image1, image2, (1, len(pair.points1), 5), (1,)
 
     def forward(self) -> tuple[Tensor, ...]:
-        (number,), self.position = parallel.samples(self.position, 1)
+        (number,), self.position = parallel.share(self.position, 1)
         return self.sample(self.pairs[number % len(self.pairs)])
 
     def sample(self, pair: ImagePair) -> tuple[Tensor, ...]:

@@ -19,7 +19,6 @@ from torch import Tensor
 from .._data.batches import BatchLayer
 from .._data.transform import Transformer, TransformParams
 from .._engine.checks import Shape
-from .._engine.parallel import samples
 from .._engine.params import param
 from .._engine.registry import register
 
@@ -105,7 +104,7 @@ class MemoryData(BatchLayer):
     def forward(self) -> tuple[Tensor, Tensor]:
         if not len(self.data):
             raise ValueError("MemoryData has no data yet: set_arrays or add gives them")
-        numbers, after = samples(self.position, self.params.batch_size)
+        numbers, after = share(self.position, self.params.batch_size)
         first = numbers.start % len(self.data)
         self._unread &= after < len(self.data)
         self.position = after % len(self.data)

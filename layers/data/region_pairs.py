@@ -111,7 +111,7 @@ class RegionPairs(ViewsLayer):
         self.kept: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # by seed and number
 
     def forward(self) -> tuple[Tensor, ...]:
-        (number,), self.position = parallel.samples(self.position, 1)
+        (number,), self.position = parallel.share(self.position, 1)
         return self.sample(number)
 
     def sample(self, number: int) -> tuple[Tensor, ...]:

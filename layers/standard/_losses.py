@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .._engine.checks import BlobError, Shape, canonical_axis, deferred, raise_if
-from .._engine.parallel import balanced, place
+from .._engine.parallel import balanced, rank_and_size
 from .._engine.params import param
 
 
@@ -151,7 +151,7 @@ def loss_scale(mode: Normalization, shape: tuple[int, int], counts: Tensor, like
         count = counts.sum()
         return balanced(1 / count.clamp(min=1).to(like.dtype), count)
     if mode is Normalization.NONE:
-        return like.new_full((), place()[1])  # of which the mean over the processes is taken
+        return like.new_full((), rank_and_size()[1])  # of which the mean over the processes is taken
     return like.new_full((), 1 / max(1, outer * inner if mode is Normalization.FULL else outer))
 
 

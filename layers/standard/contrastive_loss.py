@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .._engine.checks import BlobError, Shape
 from .._engine.declared import Bottom, Role, Top, Trait
-from .._engine.definition import Definition, Spec
+from .._engine.definition import Spec, define
 from .._engine.layer import Layer
 from .._engine.params import param
 from .._engine.registry import register
@@ -105,18 +105,7 @@ def _difference(a: Tensor, b: Tensor) -> Tensor:
     return wide(a).reshape(n, channels) - wide(b).reshape(n, channels)
 
 
-definition = Definition(
-    "contrastive_loss",
-    Params,
-    BOTTOMS,
-    TOPS,
-    kept=("alike",),
-    infer=infer,
-    meta=meta,
-    forward=forward,
-    backward=backward,
-    traced=True,
-)
+definition = define(__name__, kept=("alike",), traced=True)
 
 
 @register("ContrastiveLoss")

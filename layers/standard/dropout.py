@@ -47,7 +47,7 @@ class Dropout(Layer):
     infer = staticmethod(infer)
 
     def forward(self, bottom: Tensor) -> Tensor:
-        if not self.training or parallel.place()[1] == 1 or not bottom.dim():
+        if not self.training or parallel.rank_and_size()[1] == 1 or not bottom.dim():
             return F.dropout(bottom, self.params.dropout_ratio, self.training)
         ones = partial(torch.ones, dtype=bottom.dtype, device=bottom.device)
         mask = parallel.own_rows(

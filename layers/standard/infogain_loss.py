@@ -24,7 +24,7 @@ from torch import Tensor
 from .._data.caffe_files import read_blob
 from .._engine.checks import BlobError, Shape
 from .._engine.declared import Bottom, Role, Top, Trait
-from .._engine.definition import Definition, Spec
+from .._engine.definition import Spec, define
 from .._engine.layer import Layer
 from .._engine.params import param
 from .._engine.registry import register
@@ -127,18 +127,7 @@ def backward(
     return found.reshape(prob.shape).to(scores_dtype)
 
 
-definition = Definition(
-    "infogain_loss",
-    Params,
-    BOTTOMS,
-    TOPS,
-    kept=("index", "counts", "scale"),
-    infer=infer,
-    meta=meta,
-    forward=forward,
-    backward=backward,
-    traced=True,
-)
+definition = define(__name__, kept=("index", "counts", "scale"), traced=True)
 
 
 @register("InfogainLoss")

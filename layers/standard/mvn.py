@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .._engine.checks import BlobError, Shape
 from .._engine.declared import Bottom, Top, Trait
-from .._engine.definition import Definition, Spec
+from .._engine.definition import Spec, define
 from .._engine.layer import Layer
 from .._engine.params import param
 from .._engine.registry import register
@@ -86,19 +86,7 @@ def backward(
     return found.div_(std).to(top_gradient.dtype).view(bottom_shape)
 
 
-definition = Definition(
-    "mvn",
-    Params,
-    BOTTOMS,
-    TOPS,
-    kept=("y", "std"),
-    infer=infer,
-    meta=meta,
-    forward=forward,
-    backward=backward,
-    traced=True,
-    keeps_half=True,
-)
+definition = define(__name__, kept=("y", "std"), traced=True, keeps_half=True)
 
 
 @register("MVN")

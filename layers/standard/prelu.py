@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .._engine.checks import BlobError, Shape
 from .._engine.declared import Bottom, Role, Top
-from .._engine.definition import Definition, Spec
+from .._engine.definition import Spec, define
 from .._engine.fillers import FillerParams, FillerType, parameter
 from .._engine.layer import Layer
 from .._engine.params import param
@@ -71,18 +71,7 @@ def backward(
     return to_bottom, to_slope
 
 
-definition = Definition(
-    "prelu",
-    Params,
-    BOTTOMS,
-    TOPS,
-    infer=infer,
-    meta=meta,
-    forward=forward,
-    backward=backward,
-    traced=True,
-    keeps_half=True,
-)
+definition = define(__name__, traced=True, keeps_half=True)
 
 
 @register("PReLU", block="prelu_param")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .._engine.checks import Shape
 from .._engine.declared import Bottom, Role, Top, Trait
-from .._engine.definition import Definition, Spec
+from .._engine.definition import Spec, define
 from .._engine.layer import Layer
 from .._engine.params import Engine, param
 from .._engine.registry import register
@@ -99,18 +99,7 @@ def backward(
     return found.reshape(scores_shape).to(scores_dtype)
 
 
-definition = Definition(
-    "softmax_with_loss",
-    Params,
-    BOTTOMS,
-    TOPS,
-    kept=("prob", "index", "counts", "scale"),
-    infer=infer,
-    meta=meta,
-    forward=forward,
-    backward=backward,
-    traced=True,
-)
+definition = define(__name__, kept=("prob", "index", "counts", "scale"), traced=True)
 
 
 @register("SoftmaxWithLoss", block="softmax_param")

@@ -261,9 +261,9 @@ def test_shares_of_random_numbers_make_the_whole(shares):
 
 def test_alone_nothing_is_shared():
     loss = torch.tensor(3.0)
-    assert parallel.place() == (0, 1)
+    assert parallel.rank_and_size() == (0, 1)
     assert parallel.balanced(loss, torch.tensor(2)) is loss
-    assert parallel.samples(6, 3) == (range(6, 9), 9)
+    assert parallel.share(6, 3) == (range(6, 9), 9)
 
 
 SMALL = """

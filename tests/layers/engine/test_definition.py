@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from cortado.layers import knn  # noqa: F401
 from cortado.layers._engine import parallel
 from cortado.layers._engine.checks import BlobError
 from cortado.layers._engine.declared import Bottom, Role, Top
@@ -154,11 +155,29 @@ def test_functional_parameters_are_checked_every_time_they_differ():
         definition.params(1.0, "THIRD")
 
 
-def test_a_definition_made_anew_replaces_its_operators():
-    toy("toy_again")
-    second, _ = toy("toy_again", forward=lambda params, a, b=None: (a + 1, a + 2))
-    assert second(Params(), torch.zeros(1))[0].item() == 1
-    assert torch.ops.cortado.toy_again(torch.zeros(1), None)[0].item() == 1
+def test_a_definition_made_anew_takes_over_the_operators():
+    first, _ = toy("toy_again")
+    compiled = torch.compile(first, fullgraph=True, backend="aot_eager")
+    assert compiled(Params(), torch.ones(1))[0].item() == 2
+    second, _ = toy("toy_again", forward=lambda params, a, b=None: (a + 2, a + 3))
+    assert first.operator is second.operator
+    for run in (second, compiled, lambda params, a: torch.ops.cortado.toy_again(a, None)):
+        assert run(Params(), torch.ones(1))[0].item() == 3
+
+
+def test_a_definition_with_another_schema_gets_a_number():
+    first, _ = toy("toy_other")
+    second, _ = toy("toy_other", kept=("rest",))
+    assert str(first.operator) == "cortado.toy_other.default"
+    assert str(second.operator) == "cortado.toy_other_2.default"
+    assert torch.ops.cortado.toy_other(torch.ones(1), None)[0].item() == 2
+
+
+def test_a_name_that_another_file_has():
+    with pytest.raises(
+        TypeError, match=r'"cortado::knn" is defined twice: .*knn\.py and .*test_definition\.py'
+    ):
+        toy("knn")
 
 
 def kept_length():
