@@ -28,6 +28,7 @@ from .._data.caffe_files import read_datum
 from .._data.lmdb_file import LmdbFile
 from .._data.transform import Transformer, TransformParams
 from .._engine.checks import Shape
+from .._engine.parallel import share
 from .._engine.params import param
 from .._engine.registry import register
 

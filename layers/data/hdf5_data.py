@@ -20,6 +20,7 @@ from .._data.files import read_text
 from .._data.hdf5_file import Hdf5Error, expect_numbers, member, open_hdf5, reading
 from .._data.transform import TransformParams
 from .._engine.checks import Shape
+from .._engine.parallel import share
 from .._engine.params import param
 from .._engine.registry import register
 

@@ -25,6 +25,7 @@ from .._data.files import read_text
 from .._data.images import planes, read_image
 from .._data.transform import ChannelOrder, Transformer, TransformParams, resized
 from .._engine.checks import Shape
+from .._engine.parallel import share
 from .._engine.params import param
 from .._engine.registry import register
 

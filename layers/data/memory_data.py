@@ -19,6 +19,7 @@ from torch import Tensor
 from .._data.batches import BatchLayer
 from .._data.transform import Transformer, TransformParams
 from .._engine.checks import Shape
+from .._engine.parallel import share
 from .._engine.params import param
 from .._engine.registry import register
 
