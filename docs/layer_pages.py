@@ -68,17 +68,11 @@ class Figures:
     faithfulness: Table
 
 
-def group(entry: Entry) -> str:
-    """The group of ``GROUPS`` that a layer belongs to: the folder its file lies in."""
-    parts = entry.layer.__module__.split(".")
-    return parts[2] if len(parts) > 3 else "correspondence"
-
-
 def index() -> str:
     """The page that leads to the layers', group by group."""
     parts = [heading("Layers", "="), "One page for each type that a spec may name.\n"]
     for folder, title in GROUPS.items():
-        names = [entry.type_name for entry in own_entries() if group(entry) == folder]
+        names = [entry.type_name for entry in own_entries() if entry.family == folder]
         parts += [heading(title), ".. toctree::\n   :maxdepth: 1\n", block("\n".join(names)), ""]
     return "\n".join(parts)
 

@@ -483,7 +483,7 @@ def paper_layers() -> list[str]:
     found = []
     for entry in registry.entries():
         kind: Any = entry.layer
-        if kind.__module__.count(".") == 2 and hasattr(kind, "samples"):
+        if entry.family == "correspondence" and hasattr(kind, "samples"):
             samples = kind.samples("small", np.random.default_rng(0))
             if any(sample.differentiable for sample in samples):
                 found.append(entry.type_name)

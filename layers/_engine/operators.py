@@ -58,6 +58,14 @@ class Pair:
     forward: _Forward
     backward: _Backward | None
 
+    def taken_over(self, d: Definition) -> tuple[Any, Any]:
+        """The operators, from now on those of this definition."""
+        self.forward.d = d
+        if self.backward is None:
+            return self.forward.operator, None
+        self.backward.d = d
+        return self.forward.operator, self.backward.operator
+
 
 _pairs: dict[str, list[Pair]] = {}
 
@@ -68,22 +76,18 @@ def register(d: Definition) -> tuple[Any, Any]:
     A definition made anew, of a plugin read again or a notebook's cell, takes over the operators; with
     another schema it gets operators with a number. Raises TypeError for a name that another file has.
     """
+    learns = bool(d.learning)
+    schemas = _forward_schema(d), _backward_schema(d) if learns else "", d.keeps_half
     known = _pairs.setdefault(d.name, [])
     for pair in known:
         _expect_the_same_file(pair.forward.d, d)
-    learns = bool(d.learning)
-    schemas = _forward_schema(d), _backward_schema(d) if learns else "", d.keeps_half
-    pair = next((pair for pair in known if pair.schemas == schemas), None)
-    if pair is None:
-        name = d.name if not known else f"{d.name}_{len(known) + 1}"
-        library = torch.library.Library(NAMESPACE, "FRAGMENT")
-        backward = _Backward(d, library, f"{name}_backward", schemas[1]) if learns else None
-        pair = Pair(schemas, library, _Forward(d, library, name, schemas[0]), backward)
-        known.append(pair)
-    pair.forward.d = d
-    if pair.backward:
-        pair.backward.d = d
-    return pair.forward.operator, pair.backward and pair.backward.operator
+        if pair.schemas == schemas:
+            return pair.taken_over(d)
+    name = d.name if not known else f"{d.name}_{len(known) + 1}"
+    library = torch.library.Library(NAMESPACE, "FRAGMENT")
+    backward = _Backward(d, library, f"{name}_backward", schemas[1]) if learns else None
+    known.append(Pair(schemas, library, _Forward(d, library, name, schemas[0]), backward))
+    return known[-1].taken_over(d)
 
 
 def _expect_the_same_file(known: Definition, d: Definition) -> None:

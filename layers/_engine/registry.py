@@ -31,6 +31,16 @@ class Entry:
     tops: tuple[int, int | None]
     place: str
 
+    @property
+    def family(self) -> str:
+        """Which of cortado's layers it is among: "correspondence", the papers' own; "standard", Caffe's;
+        "data", "metrics"; "" for a layer of a user's."""
+        package, _, file = self.layer.__module__.partition("cortado.layers.")
+        if package or not file:
+            return ""
+        folder, _, inner = file.partition(".")
+        return folder if inner else "correspondence"
+
 
 class RegistryError(LookupError):
     """Two layers of one type, or a layer file that cannot be imported."""

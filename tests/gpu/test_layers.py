@@ -210,7 +210,8 @@ def _has_kernels(layer: type[Layer]) -> bool:
 
 
 def _is_in_a_paper(layer: type[Layer]) -> bool:
-    return layer.__module__.rpartition(".")[0] == "cortado.layers"
+    entry = registry.find(layer.type_name)
+    return entry is not None and entry.family == "correspondence"
 
 
 def plain_suites() -> Iterator[type[LayerSuite]]:
