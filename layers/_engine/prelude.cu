@@ -2,6 +2,8 @@
 //   scalar_t  float, double, __half or __nv_bfloat16: what tensors hold
 //   acc_t     float, or double for double: what sums and arithmetic are in
 // Conversions are casts: acc_t(x[i]) reads, scalar_t(sum) rounds to nearest.
+// The tests plant faults in every line, which they must catch. "unseen: why" at a line's end says why
+// a fault there would change no result.
 #ifdef CORTADO_INCLUDE
 #include CORTADO_INCLUDE
 #endif

@@ -33,8 +33,8 @@ class Entry:
 
     @property
     def family(self) -> str:
-        """Which of cortado's layers it is among: "correspondence", the papers' own; "standard", Caffe's;
-        "data", "metrics"; "" for a layer of a user's."""
+        """Which of cortado's layers it is among: "correspondence", those of the papers; "standard",
+        Caffe's; "data"; "metrics"; "" for a layer of a user's."""
         package, _, file = self.layer.__module__.partition("cortado.layers.")
         if package or not file:
             return ""

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import device
 import pytest
 import torch
-from cortado.layers._engine import checks, cuda
+from cortado.layers._engine import checks, cuda, registry
 from cortado.layers._engine.dispatch import impl
 from cortado.layers._engine.layer import Layer
 from cortado.layers._engine.samples import Sample
@@ -253,8 +253,6 @@ def test_torchs_own_alert() -> None:
 
 
 def test_all_take_part() -> None:
-    from cortado.layers._engine import registry
-
     tested = {plain.layer.type_name for plain in plain_suites()}
     for entry in registry.entries():
         if _has_kernels(entry.layer) or _is_in_a_paper(entry.layer):
