@@ -395,7 +395,7 @@ class TestNoValues:
 
     def test_a_batch_of_several_processes(self, fake: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         """No process waits for the counts of the others, which are not there either."""
-        monkeypatch.setattr(parallel, "place", lambda: (0, 2))
+        monkeypatch.setattr(parallel, "rank_and_size", lambda: (0, 2))
         without = Without(fake)
         assert facts(without.run(parallel.balanced, *map(without, (torch.ones(()), COUNTS.sum())))) == (
             facts(torch.ones(()))
