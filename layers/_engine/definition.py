@@ -52,7 +52,6 @@ Spec = tuple[Sequence[int], torch.dtype]
 Outputs = tuple[Any, ...]
 """Tops and kept tensors, of these some None."""
 EXPECTED = {"floating": expect_floating, "integer": expect_integer}
-SIMPLE = {int, float, bool, str, type(None)}
 
 
 class Named(NamedTuple):
@@ -114,6 +113,9 @@ class Definition:
         self.traced, self.keeps_half, self.result = traced, keeps_half, result
         self.keeps = "keep" in inspect.signature(forward).parameters
         self.many = self.bottoms[0].many
+        only = self.bottoms[0]
+        plain = only.role is Role.MAP and not (only.many or only.optional or only.numbers)
+        self.single = plain and len(self.bottoms) == 1
         self.maps = [i for i in self._of(Role.MAP) if not self.bottoms[i].numbers]
         self.particular = [i for i, x in enumerate(self.bottoms) if x.numbers in EXPECTED]
         self.placed = self._of(Role.MAP, Role.BLOB, Role.TABLE, Role.LABEL)
@@ -124,6 +126,11 @@ class Definition:
         self.alive = [i for i, top in enumerate(self.tops) if backward and not top.why_no_gradient]
         self.dead = [i for i in range(len(self.outputs)) if i not in self.alive]
         self.named = self._named_by(backward) if backward else []
+        self.keepsakes = [x for x in self.named if x.kind in ("bottom", "output")]
+        self.facts = [x for x in self.named if x.kind in ("shape", "dtype")]
+        self.recipe = [self._source(x) for x in self.named]
+        many = [j for j, x in enumerate(self.keepsakes) if x == ("bottom", 0) and self.many]
+        self.many_at = many[0] if many else None
         self.unseen = [i for i in self.learning if Named("bottom", i) not in self.named]
         self.function = function.of_layer(name)
         self.operator, self.backward_operator = operators.register(self)
@@ -149,6 +156,14 @@ class Definition:
             raise TypeError(f"{self.name}: backward names {unknown}, expected some of {sorted(known)}")
         return [known[name] for name in names]
 
+    def _source(self, x: Named) -> tuple[int, int]:
+        """Where :meth:`arguments` finds what backward names: in which of its rows, and where there."""
+        if x.kind == "gradient":
+            return 2, x.number
+        if x.kind == "wanted":
+            return 3, 0
+        return (0, self.keepsakes.index(x)) if x in self.keepsakes else (1, self.facts.index(x))
+
     def count(self, blobs: str) -> tuple[int, int | None]:
         """How many "bottoms" or "tops" a layer has, inclusive; None for any number."""
         if blobs == "tops":
@@ -163,13 +178,17 @@ class Definition:
 
         Raises TypeError for a value of another type, ValueError for one out of range.
         """
-        kinds = (*map(type, args), *map(type, kwargs.values()))
-        if torch.compiler.is_compiling() or not SIMPLE.issuperset(kinds):
+        if torch.compiler.is_compiling():
             return self.schema.given(args, kwargs)
-        key = (args, *kwargs.items(), kinds)
-        if key not in self._known:
-            self._known[key] = self.schema.given(args, kwargs)
-        return self._known[key]
+        # with the types, for 1 == 1.0 == True; a tuple's elements would be others' equals
+        key = args, *kwargs.items(), *map(type, args), *map(type, kwargs.values())
+        try:
+            return self._known[key]
+        except (KeyError, TypeError):
+            params = self.schema.given(args, kwargs)
+        if tuple not in key:
+            self._known[key] = params
+        return params
 
     def __call__(self, params: Any, *bottoms: Any) -> Any:
         """The tops: one tensor, or a tuple of them.
@@ -280,6 +299,9 @@ class Definition:
 
     def check(self, params: Any, bottoms: Sequence[Any]) -> None:
         """Raise for shapes, dtypes and devices that do not fit."""
+        if self.single and isinstance(bottoms[0], Tensor) and bottoms[0].is_floating_point():
+            self.infer(params, bottoms[0].shape)
+            return
         flat = self.flat(bottoms)
         if all(isinstance(x, Tensor) for x in flat):
             self.infer(params, *[x.shape for x in flat])
@@ -361,18 +383,13 @@ class Definition:
 
     def save(self, ctx: Any, bottoms: Sequence[Any], outputs: Sequence[Tensor | None]) -> None:
         """Keep what backward names, and nothing else."""
-        saved: list[Any] = []
-        facts: list[Any] = []
-        for kind, i in self.named:
-            if kind == "bottom":
-                saved += bottoms[i] if self.many and i == 0 else [bottoms[i]]
-            elif kind == "output":
-                saved.append(outputs[0] if outputs[i] is None else outputs[i])
-            elif kind == "shape":
-                facts.append(bottoms[i].shape)
-            elif kind == "dtype":
-                facts.append(bottoms[i].dtype)
-        ctx.facts = facts
+        saved = [bottoms[i] if kind == "bottom" else outputs[i] for kind, i in self.keepsakes]
+        for j, (kind, _) in enumerate(self.keepsakes):
+            if saved[j] is None and kind == "output":  # the top is it
+                saved[j] = outputs[0]
+        if self.many_at is not None:
+            saved[self.many_at : self.many_at + 1] = bottoms[0]
+        ctx.facts = [getattr(bottoms[i], kind) for kind, i in self.facts]
         if len(self.alive) > 1:
             tops = [outputs[i] for i in self.alive]
             ctx.alive = [(x.shape, x.dtype, x.device) for x in tops if x is not None]
@@ -389,20 +406,12 @@ class Definition:
                 return []
         elif not (gradients := self._filled(ctx, gradients)):
             return []
-        saved, facts = iter(ctx.saved_tensors), iter(ctx.facts)
-        found: list[Any] = []
-        for kind, i in self.named:
-            if kind == "gradient":
-                found.append(gradients[i])
-            elif kind == "wanted":
-                found.append(tuple(wanted))
-            elif kind in ("shape", "dtype"):
-                found.append(next(facts))
-            elif kind == "bottom" and self.bottoms[i].many:
-                found.append([next(saved) for _ in wanted])
-            else:
-                found.append(next(saved))
-        return found
+        saved, at = ctx.saved_tensors, self.many_at
+        if at is not None:
+            last = at + len(wanted)
+            saved = [*saved[:at], list(saved[at:last]), *saved[last:]]
+        sources = saved, ctx.facts, gradients, (tuple(wanted),)
+        return [sources[source][i] for source, i in self.recipe]
 
     def _filled(self, ctx: Any, gradients: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
         """Zeros for a top that has no gradient where another has one; nothing where none has."""
