@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .._engine.checks import BlobError, Shape, deferred, raise_if
+from .._engine.wide import wide_dtype
 
 
 def expect_boxes(**shapes: Shape) -> None:
@@ -32,7 +33,7 @@ def corners(boxes: Tensor) -> Tensor:
 
 def area(boxes: Tensor) -> Tensor:
     """Pixels in each box: ``[..., 4]`` -> ``[...]``, float32 or wider."""
-    size = (boxes[..., 2:].to(_wide(boxes)) - boxes[..., :2] + 1).clamp_(min=0)
+    size = (boxes[..., 2:].to(wide_dtype(boxes.dtype)) - boxes[..., :2] + 1).clamp_(min=0)
     return size[..., 0] * size[..., 1]
 
 
@@ -41,7 +42,7 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
 
     In float32 or wider; 0 where neither box covers a pixel.
     """
-    a, b = a.to(_wide(a)), b.to(_wide(b))
+    a, b = a.to(wide_dtype(a.dtype)), b.to(wide_dtype(b.dtype))
     upper_left = torch.maximum(a[..., :2], b[..., :2])
     lower_right = torch.minimum(a[..., 2:], b[..., 2:])
     common = area(torch.cat((upper_left, lower_right), dim=-1))
@@ -74,7 +75,3 @@ def raise_at(row: int, problem: str, columns: str = "", **tables: Tensor) -> Non
     columns = columns or "batch, x1, y1, x2, y2"[0 if table.shape[1] == 5 else 7 :]
     text = f"{{{name}}}: row {row} {problem}: {values} (expected {columns})"
     raise BlobError(text, **{name: table.shape})
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32

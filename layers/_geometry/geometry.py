@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .._engine import cuda
 from .._engine.checks import BlobError, deferred, raise_if
+from .._engine.wide import wide_dtype
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +32,7 @@ class Cells:
 
 def to_cells(xy: Tensor, factor: float, offset: float = 0.0) -> Tensor:
     """Image points ``(x, y)`` -> continuous cells ``(u, v)``, unclamped; float32 or wider."""
-    return (xy.to(_wide(xy.dtype)) - offset) / factor
+    return (xy.to(wide_dtype(xy.dtype)) - offset) / factor
 
 
 def to_points(index: Tensor, width: int, factor: float, offset: float = 0.0) -> Tensor:
@@ -77,7 +78,7 @@ def read(feature: Tensor, at: Cells) -> Tensor:
     n, k, p = index.shape
     channels = feature.shape[1]
     index = index.reshape(n, 1, k * p).expand(n, channels, k * p)
-    cells = feature.flatten(2).gather(2, index).to(_wide(feature.dtype)).view(n, channels, k, p)
+    cells = feature.flatten(2).gather(2, index).to(wide_dtype(feature.dtype)).view(n, channels, k, p)
     weight = weight.to(cells.dtype)[:, None]
     total = cells[:, :, 0] * weight[:, :, 0]
     for i in range(1, k):
@@ -95,7 +96,7 @@ def scatter(top: Tensor, at: Cells, height: int, width: int) -> Tensor:
     n, k, p = index.shape
     channels = top.shape[1]
     index = index.reshape(n, k * p)
-    values = _take(top.to(_wide(top.dtype)), order)[:, :, None]
+    values = _take(top.to(wide_dtype(top.dtype)), order)[:, :, None]
     values = (values * weight.to(values.dtype)[:, None]).view(n, channels, k * p)
     cells = values.new_zeros(n, channels, height * width)
     if top.is_cuda:  # scatter_add_ has no fixed order there; index_put_ sorts
@@ -169,7 +170,3 @@ def by_cell(kernels: cuda.Kernels, keys: Tensor, cells: int, scalar: torch.dtype
         block=cuda.threads(256),
     )
     return {"order": order, "start": start}
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32

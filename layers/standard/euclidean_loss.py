@@ -6,6 +6,8 @@ get gradients; top: the loss, of shape (). No items: loss 0. Half precision is s
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,7 +22,7 @@ from .._engine.samples import Sample, normal
 
 def infer(params: NoParams, a: Shape, b: Shape) -> tuple[Shape, ...]:
     """The scalar top; raises BlobError unless items and elements are equally many."""
-    if not a or not b or a[0] != b[0] or np.prod(a) != np.prod(b):
+    if not a or not b or a[0] != b[0] or prod(a) != prod(b):
         raise BlobError("expected as many items with as many elements: {a}, {b}", a=a, b=b)
     return ((),)
 
