@@ -30,11 +30,18 @@ _counts = True
 
 
 def unbacked(least: int = 0) -> Any:
-    """A size that only values can tell, at least ``least``: for ``meta``."""
+    """A size that only values can tell, at least ``least``: for ``meta``.
+
+    Where nobody reasons about sizes, of meta tensors and in FakeTensorMode, it is ``least``. A compiler
+    that takes no such sizes (torch.compile without ``fullgraph``) leaves its graph for the operator.
+    """
     try:
-        return torch.library.get_ctx().new_dynamic_size(min=least) if _counts else least
-    except (RuntimeError, NotImplementedError, AttributeError):
-        return least  # outside of a compiler nobody asks
+        context = torch.library.get_ctx()
+    except RuntimeError:  # not in an operator's fake
+        return least
+    if not _counts or getattr(context, "_shape_env", None) is None:
+        return least
+    return context.new_dynamic_size(min=least)
 
 
 @contextmanager

@@ -454,3 +454,19 @@ def test_kernels_take_less_than_8_bytes_a_match(size):
         ]
         extra = {x.data_ptr(): x.nbytes for x in tensors if x.data_ptr() not in given}
         assert 4 * scores.numel() < sum(extra.values()) < 8 * scores.numel()
+
+
+@pytest.mark.filterwarnings("ignore")  # of Dynamo's own
+def test_inductor_takes_the_number_of_bins_for_unknown():
+    """With whole graphs and without, where the operator is called between two graphs."""
+    f, rois_a, rois_b = (x.float() for x in sample_of("the bins of the paper").bottoms[:3])
+    for fullgraph in (True, False):
+        torch._dynamo.reset()
+        run = torch.compile(hough_voting, fullgraph=fullgraph)
+        found = []
+        for call in (hough_voting, run):
+            leaf = f.clone().requires_grad_()
+            top = call(leaf, rois_a, rois_b, (64, 80), (80, 64))
+            found.append((top, *torch.autograd.grad(top.square().sum(), leaf)))
+        for a, b in zip(*found, strict=True):
+            close(b, a.detach(), 1e-6, f"fullgraph {fullgraph}")
