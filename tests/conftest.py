@@ -7,6 +7,8 @@ import os
 import pytest
 import torch
 
+pytest.register_assert_rewrite("suite", "compiled")  # their asserts say what differed, too
+
 KINDS = ("passed", "failed", "error", "skipped")
 
 

@@ -50,11 +50,6 @@ def shapes(form: str, **tensors: Any) -> dict[str, Shape]:
     return found
 
 
-def present(**optional: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    """Those of the arguments that are not None."""
-    return {name: x for name, x in optional.items() if x is not None}
-
-
 def expect_numbers(form: str, words: str, types: tuple[type, ...], /, **arguments: Any) -> None:
     """Raise TypeError for an argument that is no list of numbers; ``words`` say what was expected."""
     for name, x in arguments.items():

@@ -44,7 +44,7 @@ from .checks import (
 from .declared import OWN, Bottom, Role, Top
 from .dispatch import forced, kernels_for, runs_kernels, use_cuda
 from .parallel import balanced, rank_and_size
-from .schema import Schema
+from .schema import REMEMBERED, Schema
 from .sizes import shape_of, size_of, size_tensor
 
 Spec = tuple[Sequence[int], torch.dtype]
@@ -187,6 +187,8 @@ class Definition:
         except (KeyError, TypeError):
             params = self.schema.given(args, kwargs)
         if tuple not in key:
+            if len(self._known) >= REMEMBERED:
+                self._known.clear()
             self._known[key] = params
         return params
 
@@ -454,7 +456,7 @@ def define(module: str, name: str = "", **rest: Any) -> Definition:
     those of them that are there; ``name`` is the file's if it is not given.
     """
     own = vars(sys.modules[module])
-    functions: Any = {function: own[function] for function in FUNCTIONS if function in own}
+    functions: Any = {key: own[key] for key in FUNCTIONS if key in own}
     title = name or module.rpartition(".")[2]
     return Definition(
         title, own["Params"], own["BOTTOMS"], own["TOPS"], result=own.get("Tops"), **functions, **rest

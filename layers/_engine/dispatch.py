@@ -2,8 +2,8 @@
 
 The kernels run where the tensors are on a CUDA device and CuPy is there; ``with impl("torch")``
 or ``with impl("cuda")`` forces one path or raises. CUDA tensors without CuPy run the torch path:
-that is said once, as a warning, and by :func:`note`. Torch operations give the shapes of tensors
-without values (meta, FakeTensorMode), whatever their device.
+that is said once, as a warning, and by :func:`note`. Tensors without values (meta, FakeTensorMode)
+take neither: a layer's ``meta`` says their shapes.
 """
 
 from __future__ import annotations

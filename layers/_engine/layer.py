@@ -36,9 +36,8 @@ class Layer(nn.Module):
 
     A net sets ``name``, ``bottoms`` and ``tops``, the names of the layer and of its blobs, and its
     ``place`` in the spec. A layer whose shapes depend on them has ``infer`` as a method of the
-    instance.
-    :func:`~.registry.register` sets ``type_name`` and ``block``, the name of the parameters' block in a
-    spec.
+    instance. :func:`~.registry.register` sets ``type_name`` and ``block``, the name of the parameters'
+    block in a spec.
     """
 
     definition: ClassVar[Definition | None] = None

@@ -21,6 +21,7 @@ from .fillers import FillerParams
 from .params import Engine, choice, valid
 
 OUTSIDE = (FillerParams, Engine)
+REMEMBERED = 256  # parameters of one layer: who varies one at each call must not fill the memory
 SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
 _TYPES: dict[Any, str] = {float: "float", int: "SymInt", bool: "bool", str: "str"}
 
@@ -82,6 +83,8 @@ class Schema:
         if any(isinstance(x, SYMBOLIC) for x in values):
             return self._params(values)
         if values not in self._made:
+            if len(self._made) >= REMEMBERED:
+                self._made.clear()
             self._made[values] = self._params(values)
         return self._made[values]
 

@@ -17,7 +17,7 @@ from cortado.layers._engine.dispatch import impl
 from cortado.layers._engine.fillers import FillerParams
 from cortado.layers._engine.operators import unbacked
 from cortado.layers._engine.params import param
-from cortado.layers._engine.schema import Schema
+from cortado.layers._engine.schema import REMEMBERED, Schema
 from torch.library import opcheck
 
 
@@ -153,6 +153,13 @@ def test_functional_parameters_are_checked_every_time_they_differ():
         definition.params(True)  # equal to 1.0, which is known
     with pytest.raises(ValueError, match='kind: expected one of ONE, OTHER, got "THIRD"'):
         definition.params(1.0, "THIRD")
+
+
+def test_a_parameter_of_another_value_at_each_call_does_not_fill_the_memory():
+    definition, _ = toy()
+    for number in range(1, 2 * REMEMBERED):
+        assert definition.params(float(number)).factor == number
+        assert len(definition._known) <= REMEMBERED
 
 
 def test_a_definition_made_anew_takes_over_the_operators():
